@@ -1,0 +1,1 @@
+"""Write explainer models: logits, activations and class gradients in one `.onnx` file."""

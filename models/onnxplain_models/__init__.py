@@ -1,0 +1,1 @@
+"""The networks of the papers, trained: Network in Network, CAM and Grad-CAM."""

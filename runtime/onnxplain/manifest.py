@@ -1,0 +1,228 @@
+"""The manifest: what an explainer file says about itself, as JSON in its metadata.
+
+A manifest comes from a file that may be hostile, so every field is checked before it is used.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal, TypeVar, get_args
+
+from onnxplain.errors import ModelError
+
+METADATA_KEY = "onnxplain.manifest"
+SCHEMA = 1
+
+Activation = Literal["softmax", "sigmoid", "none"]
+Color = Literal["RGB", "BGR", "L"]
+Interpolation = Literal["nearest", "bilinear", "bicubic"]
+Crop = Literal["center", "none"]
+Head = Literal["gap_linear"]
+
+_LARGEST_SIDE = 1 << 15
+
+
+@dataclass(frozen=True)
+class Preprocessing:
+    """How a picture becomes the network's input.
+
+    The picture is resized (antialiased), cropped to `height` x `width`, scaled to [0, 1], and normalised by
+    ``(pixel - mean) / std``.
+
+    Parameters
+    ----------
+    channels, height, width
+        Shape of the network's input, without its batch.
+    color
+        Order of the channels: RGB, BGR, or L for one grey channel.
+    resize
+        Length of the shorter side after resizing; ``(height, width)`` to ignore the aspect ratio; None
+        resizes straight to the input's size.
+    crop
+        ``"center"`` cuts the input from the middle of the resized picture; ``"none"`` takes it whole, and
+        then `resize` must be None or the input's own size.
+    interpolation
+        Filter of the resize.
+    mean, std
+        One number a channel, of pixels in [0, 1].
+    """
+
+    channels: int = 3
+    height: int = 224
+    width: int = 224
+    color: Color = "RGB"
+    resize: int | tuple[int, int] | None = 256
+    crop: Crop = "center"
+    interpolation: Interpolation = "bilinear"
+    mean: tuple[float, ...] = (0.485, 0.456, 0.406)
+    std: tuple[float, ...] = (0.229, 0.224, 0.225)
+
+    def __post_init__(self) -> None:
+        for name in ("channels", "height", "width"):
+            _require(_is_size(getattr(self, name)), f"input.{name} must be a whole number of at least 1")
+        _require(self.color in get_args(Color), f"input.color must be one of {get_args(Color)}")
+        _require(self.crop in get_args(Crop), f"input.crop must be one of {get_args(Crop)}")
+        _require(
+            self.interpolation in get_args(Interpolation),
+            f"input.interpolation must be one of {get_args(Interpolation)}",
+        )
+        _require(
+            self.resize is None
+            or _is_size(self.resize)
+            or (isinstance(self.resize, tuple) and len(self.resize) == 2 and all(map(_is_size, self.resize))),
+            "input.resize must be a side's length, a (height, width), or null",
+        )
+        for name in ("mean", "std"):
+            values = getattr(self, name)
+            _require(
+                isinstance(values, tuple) and len(values) == self.channels and all(map(_is_finite, values)),
+                f"input.{name} must be {self.channels} finite numbers, one a channel",
+            )
+        _require(all(value > 0 for value in self.std), "input.std must be above 0")
+        _require(
+            self.crop == "center" or self.resize in (None, (self.height, self.width)),
+            "input.crop 'none' goes with a resize to the input's own size",
+        )
+
+    @classmethod
+    def for_size(cls, channels: int, height: int, width: int) -> Preprocessing:
+        """Return the usual evaluation transform at an input's size.
+
+        The shorter side is resized to size / 0.875 and the centre is cropped; ImageNet's mean and standard
+        deviation for three channels, and 0.5 for any other number.
+        """
+        statistics: dict[str, Any] = {}
+        if channels != 3:
+            statistics = {
+                "color": "L" if channels == 1 else "RGB",
+                "mean": (0.5,) * channels,
+                "std": (0.5,) * channels,
+            }
+        return cls(channels, height, width, resize=round(min(height, width) / 0.875), **statistics)
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A target layer: where its activations and gradients come out, and their shape.
+
+    `head` is ``"gap_linear"`` where the logits are a linear function of the layer's spatial mean (what CAM
+    needs), else None. `tokens` says how a token layer was folded to a grid; None for feature maps.
+    """
+
+    name: str
+    activations: str
+    gradients: str
+    channels: int
+    height: int
+    width: int
+    tokens: Mapping[str, Any] | None = None
+    head: Head | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("name", "activations", "gradients"):
+            value = getattr(self, name)
+            _require(isinstance(value, str) and value != "", f"layers.{name} must be a name")
+        for name in ("channels", "height", "width"):
+            _require(_is_size(getattr(self, name)), f"layers.{name} must be a whole number of at least 1")
+        _require(self.tokens is None or isinstance(self.tokens, Mapping), "layers.tokens must be an object")
+        _require(self.head in (None, *get_args(Head)), f"layers.head must be null or one of {get_args(Head)}")
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What an explainer file says about itself."""
+
+    input: Preprocessing
+    layers: tuple[Layer, ...]
+    labels: tuple[str, ...] | None = None
+    activation: Activation = "softmax"
+    producer: Mapping[str, str] = field(default_factory=dict)
+    source: Mapping[str, str] = field(default_factory=dict)
+    verification: Mapping[str, Any] = field(default_factory=dict)
+    schema: int = SCHEMA
+
+    def __post_init__(self) -> None:
+        _require(self.activation in get_args(Activation), f"activation must be one of {get_args(Activation)}")
+        _require(len(self.layers) > 0, "layers must name at least one target layer")
+        if self.labels is not None:
+            _require(all(isinstance(label, str) for label in self.labels), "labels must be strings")
+        for name in ("producer", "source", "verification"):
+            _require(isinstance(getattr(self, name), Mapping), f"{name} must be an object")
+
+    def to_json(self) -> str:
+        """Return the manifest as JSON; the same manifest always gives the same text."""
+        fields = asdict(self)
+        order = ("schema", "producer", "source", "input", "labels", "activation", "layers", "verification")
+        return json.dumps({key: fields[key] for key in order}, ensure_ascii=False, allow_nan=False)
+
+    @classmethod
+    def from_json(cls, text: str) -> Manifest:
+        """Read a manifest.
+
+        Raises
+        ------
+        ModelError
+            The text isn't a manifest, or one of a newer schema.
+        """
+        try:
+            fields = json.loads(text)
+        except (ValueError, RecursionError) as error:
+            raise ModelError(f"the manifest is not valid JSON ({error}); export the model again") from None
+        schema = fields.get("schema") if isinstance(fields, dict) else None
+        if isinstance(schema, int) and schema > SCHEMA:
+            raise ModelError(
+                f"the explainer has manifest schema {schema}, and this onnxplain reads up to {SCHEMA}; "
+                "upgrade it: pip install --upgrade onnxplain"
+            )
+        try:
+            return _parse(fields)
+        except (ModelError, TypeError) as error:
+            raise ModelError(f"the manifest is damaged: {error}; export the model again") from None
+
+
+def _parse(fields: Any) -> Manifest:
+    _require(isinstance(fields, dict), "it must be an object")
+    _require(_is_size(fields.get("schema")), "schema is missing")
+    layers, labels = fields.get("layers"), fields.get("labels")
+    _require(isinstance(layers, list), "layers must be a list")
+    _require(labels is None or isinstance(labels, list), "labels must be a list or null")
+    return Manifest(
+        schema=fields["schema"],
+        input=_read(Preprocessing, fields.get("input"), "input"),
+        layers=tuple(_read(Layer, layer, "layers") for layer in layers),
+        labels=None if labels is None else tuple(labels),
+        activation=fields.get("activation", "softmax"),
+        producer=fields.get("producer", {}),
+        source=fields.get("source", {}),
+        verification=fields.get("verification", {}),
+    )
+
+
+_T = TypeVar("_T", Preprocessing, Layer)
+
+
+def _read(kind: type[_T], fields: Any, where: str) -> _T:
+    """Make a dataclass of a JSON object; keys that this version doesn't know are left out."""
+    _require(isinstance(fields, dict), f"{where} must be an object")
+    known = {
+        key: tuple(value) if isinstance(value, list) else value
+        for key, value in fields.items()
+        if key in kind.__dataclass_fields__
+    }
+    return kind(**known)
+
+
+def _require(condition: bool, problem: str) -> None:
+    if not condition:
+        raise ModelError(problem)
+
+
+def _is_size(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= _LARGEST_SIDE
+
+
+def _is_finite(value: object) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
