@@ -1,3 +1,73 @@
 """Explain an image classifier with onnxruntime: CAM and Grad-CAM from one explainer `.onnx` file."""
 
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
 __version__ = "0.1.0"
+
+# Names are imported when first asked for: `onnxplain --help` needs neither onnxruntime nor OpenCV.
+_HOMES = {
+    "Box": "onnxplain.boxes",
+    "Explainer": "onnxplain.explainer",
+    "Explanation": "onnxplain.explanation",
+    "ImageError": "onnxplain.errors",
+    "Layer": "onnxplain.manifest",
+    "Manifest": "onnxplain.manifest",
+    "MethodError": "onnxplain.errors",
+    "MissingDependencyError": "onnxplain.errors",
+    "ModelError": "onnxplain.errors",
+    "OnnxplainError": "onnxplain.errors",
+    "Preprocessing": "onnxplain.manifest",
+    "ProviderError": "onnxplain.errors",
+    "TargetError": "onnxplain.errors",
+    "cam": "onnxplain.maps",
+    "gradcam": "onnxplain.maps",
+}
+
+if TYPE_CHECKING:
+    from onnxplain.boxes import Box
+    from onnxplain.errors import (
+        ImageError,
+        MethodError,
+        MissingDependencyError,
+        ModelError,
+        OnnxplainError,
+        ProviderError,
+        TargetError,
+    )
+    from onnxplain.explainer import Explainer
+    from onnxplain.explanation import Explanation
+    from onnxplain.manifest import Layer, Manifest, Preprocessing
+    from onnxplain.maps import cam, gradcam
+
+__all__ = [
+    "Box",
+    "Explainer",
+    "Explanation",
+    "ImageError",
+    "Layer",
+    "Manifest",
+    "MethodError",
+    "MissingDependencyError",
+    "ModelError",
+    "OnnxplainError",
+    "Preprocessing",
+    "ProviderError",
+    "TargetError",
+    "cam",
+    "gradcam",
+]
+
+
+def __getattr__(name: str) -> object:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(import_module(_HOMES[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return [*__all__, "__version__"]

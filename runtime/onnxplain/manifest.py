@@ -207,7 +207,7 @@ _T = TypeVar("_T", Preprocessing, Layer)
 def _read(kind: type[_T], fields: Any, where: str) -> _T:
     """Make a dataclass of a JSON object; keys that this version doesn't know are left out."""
     _require(isinstance(fields, dict), f"{where} must be an object")
-    known = {
+    known: dict[str, Any] = {
         key: tuple(value) if isinstance(value, list) else value
         for key, value in fields.items()
         if key in kind.__dataclass_fields__

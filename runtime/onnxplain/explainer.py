@@ -1,0 +1,259 @@
+"""Explanations from an explainer file, computed by onnxruntime."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from onnxplain.errors import MethodError, ModelError, TargetError
+from onnxplain.explanation import Explanation
+from onnxplain.images import Image, read_image
+from onnxplain.manifest import Activation, Layer, Manifest
+from onnxplain.maps import METHODS
+from onnxplain.preprocessing import preprocess
+from onnxplain.session import Device, Provider, create_session, model_name, num_classes, read_manifest
+from onnxplain.targets import Target, resolve_target
+
+if TYPE_CHECKING:
+    from onnxruntime import InferenceSession
+
+
+class Explainer:
+    """An explainer model, loaded. Threads may share one.
+
+    Parameters
+    ----------
+    model
+        Path of an explainer file, or its bytes.
+    device
+        ``"cpu"``, ``"cuda"``, or ``"auto"`` for CUDA where onnxruntime has it.
+    providers
+        onnxruntime's execution providers, in place of `device`.
+    session
+        A session of your own with an explainer file in it, in place of one made here; then `model` only
+        names it in errors.
+
+    Raises
+    ------
+    ModelError
+        The file is missing, damaged, not an explainer, or newer than this version.
+    ProviderError
+        The device or a provider isn't available here.
+    """
+
+    manifest: Manifest
+    """What the file says about itself."""
+
+    def __init__(
+        self,
+        model: str | os.PathLike[str] | bytes = "the session's model",
+        *,
+        device: Device = "auto",
+        providers: Sequence[Provider] | None = None,
+        session: InferenceSession | None = None,
+    ) -> None:
+        self._session = session or create_session(model, device, providers)
+        self.manifest = read_manifest(self._session, model_name(model))
+        self._num_classes = num_classes(self._session)
+
+    @property
+    def providers(self) -> list[str]:
+        """The execution providers that the model runs on, the preferred one first."""
+        providers: list[str] = self._session.get_providers()
+        return providers
+
+    def explain(
+        self, image: Image, target: Target = None, method: str = "gradcam", layer: str | None = None
+    ) -> Explanation:
+        """Explain one class of one picture.
+
+        Parameters
+        ----------
+        image
+            A path, an encoded picture, or an RGB array [H, W, 3] (see `onnxplain.images.read_image`).
+        target
+            A class index, a label, a negative rank (-1 is the highest logit), or None for the predicted
+            class.
+        method
+            ``"gradcam"``, or ``"cam"`` where the network ends in global average pooling and a linear layer.
+        layer
+            One of the file's target layers; None takes all of them together.
+
+        Raises
+        ------
+        ImageError
+            The picture can't be read.
+        TargetError
+            There is no such class, or the label names more than one.
+        MethodError
+            The method is unknown or undefined for the layer, or the file has no such layer.
+        """
+        return self._run([image], [[target]], method, layer)[0][0]
+
+    def explain_classes(
+        self,
+        image: Image,
+        targets: Sequence[Target] | None = None,
+        *,
+        top: int | None = None,
+        method: str = "gradcam",
+        layer: str | None = None,
+    ) -> list[Explanation]:
+        """Explain several classes of one picture in one forward pass.
+
+        Parameters
+        ----------
+        image, method, layer
+            As in `explain`.
+        targets
+            The classes, each as in `explain`.
+        top
+            In place of `targets`: so many of the most likely classes.
+
+        Returns
+        -------
+        list of Explanation
+            One a class, in the order of `targets`, or the most likely first.
+
+        Raises
+        ------
+        ImageError, TargetError, MethodError
+            As in `explain`.
+        """
+        if (targets is None) == (top is None):
+            raise TypeError("explain_classes takes either targets or top")
+        if top is not None:
+            if top < 1:
+                raise TargetError(f"top must be at least 1, not {top}")
+            targets = [-rank for rank in range(1, top + 1)]
+        elif isinstance(targets, str):
+            raise TypeError("targets is a list of classes; for one class, call explain")
+        return self._run([image], [list(targets or ())], method, layer)[0]
+
+    def explain_batch(
+        self,
+        images: Sequence[Image],
+        target: Target | Sequence[Target] = None,
+        method: str = "gradcam",
+        layer: str | None = None,
+    ) -> list[Explanation]:
+        """Explain one class of each of several pictures in one run of the network.
+
+        Parameters
+        ----------
+        images
+            Pictures, each as in `explain`; they may have different sizes.
+        target
+            One class for all, as in `explain`, or a list or array with one for each.
+        method, layer
+            As in `explain`.
+
+        Returns
+        -------
+        list of Explanation
+            One a picture, in order.
+
+        Raises
+        ------
+        ImageError, TargetError, MethodError
+            As in `explain`.
+        """
+        if isinstance(target, (list, tuple)) or (isinstance(target, np.ndarray) and target.ndim > 0):
+            targets = list(target)
+            if len(targets) != len(images):
+                raise TargetError(f"{len(targets)} targets for {len(images)} pictures; give one for each")
+        else:
+            targets = [target] * len(images)
+        return [found[0] for found in self._run(images, [[one] for one in targets], method, layer)]
+
+    def _run(
+        self, images: Sequence[Image], targets: Sequence[Sequence[Target]], method: str, layer: str | None
+    ) -> list[list[Explanation]]:
+        """Explain as many classes of each picture: for each picture, a list of one explanation a class."""
+        layers = self._layers(layer)
+        _check_method(method, layers)
+        labels = self.manifest.labels
+        class_index = [[resolve_target(one, labels, self._num_classes) for one in row] for row in targets]
+        if not class_index or not class_index[0]:
+            return [[] for _ in images]
+        pictures = [read_image(image) for image in images]
+        prepared = [preprocess(picture, self.manifest.input) for picture in pictures]
+        outputs = self._infer(np.stack([tensor for tensor, _ in prepared]), class_index, layers)
+        logits, explained = outputs["logits"], outputs["explained_class"]
+        maps = [
+            METHODS[method].maps(outputs[one.activations], outputs[one.gradients]).astype(np.float32)
+            for one in layers
+        ]
+        probabilities = _probabilities(logits, self.manifest.activation)
+        return [
+            [
+                Explanation(
+                    index=int(index),
+                    label=None if labels is None else labels[index],
+                    logit=float(logits[row, index]),
+                    probability=None if probabilities is None else float(probabilities[row, index]),
+                    method=method,
+                    layers=tuple(one.name for one in layers),
+                    cams=tuple(map_[row, column] for map_ in maps),
+                    image=picture,
+                    view=view,
+                )
+                for column, index in enumerate(explained[row])
+            ]
+            for row, (picture, (_, view)) in enumerate(zip(pictures, prepared, strict=True))
+        ]
+
+    def _infer(
+        self, batch: NDArray[np.float32], class_index: Sequence[Sequence[int]], layers: Sequence[Layer]
+    ) -> dict[str, NDArray[Any]]:
+        """Run the network; return its outputs by name, checked."""
+        names = ["logits", "explained_class"]
+        names += [name for layer in layers for name in (layer.activations, layer.gradients)]
+        feeds = {"image": batch, "class_index": np.array(class_index, np.int64)}
+        try:
+            outputs = dict(zip(names, self._session.run(names, feeds), strict=True))
+        except Exception as error:  # onnxruntime's errors have no common base of their own
+            raise ModelError(f"the model failed in onnxruntime: {str(error).splitlines()[0]}") from None
+        classes = outputs["logits"].shape[1]
+        if (outputs["explained_class"] < 0).any():
+            raise TargetError(f"a class is out of range: the model has {classes} classes")
+        if self.manifest.labels is not None and len(self.manifest.labels) != classes:
+            raise ModelError(f"the model has {classes} classes but {len(self.manifest.labels)} labels")
+        if not np.isfinite(outputs["logits"]).all():
+            raise ModelError("the model's logits for this picture are NaN or infinite")
+        return outputs
+
+    def _layers(self, name: str | None) -> tuple[Layer, ...]:
+        layers = tuple(layer for layer in self.manifest.layers if name in (None, layer.name))
+        if not layers:
+            known = ", ".join(layer.name for layer in self.manifest.layers)
+            raise MethodError(f"the file has no target layer {name!r}; it has {known}")
+        return layers
+
+
+def _check_method(method: str, layers: Sequence[Layer]) -> None:
+    if method not in METHODS:
+        raise MethodError(f"unknown method {method!r}; there are {', '.join(METHODS)}")
+    for layer in layers:
+        if METHODS[method].gap_linear and layer.head != "gap_linear":
+            raise MethodError(
+                f"{method} needs global average pooling and one linear layer after {layer.name!r}, and this "
+                "network has something else there; use gradcam, or retrain it with "
+                "onnxplain_export.with_cam_head"
+            )
+
+
+def _probabilities(logits: NDArray[np.float32], activation: Activation) -> NDArray[np.float64] | None:
+    """Turn logits [batch, classes] into probabilities."""
+    scores = logits.astype(np.float64)
+    if activation == "softmax":
+        powers = np.exp(scores - scores.max(axis=1, keepdims=True))
+        probabilities: NDArray[np.float64] = powers / powers.sum(axis=1, keepdims=True)
+        return probabilities
+    if activation == "sigmoid":
+        return 0.5 * (1 + np.tanh(scores / 2))  # 1 / (1 + exp(-x)) without the overflow
+    return None

@@ -1,0 +1,81 @@
+"""From raw maps to a heatmap in [0, 1] that lies on the picture: minmax(resize(ReLU(map)))."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from onnxplain.preprocessing import View
+
+
+def heatmap(
+    maps: Sequence[NDArray[np.floating[Any]]], size: tuple[int, int], view: View | None = None
+) -> NDArray[np.float32]:
+    """Lay a layer's map, or the mean of several layers', over a picture.
+
+    Each map goes through ReLU, is resized bilinearly (half-pixel centres, as OpenCV's INTER_LINEAR and
+    ONNX's Resize have it), and scaled to [0, 1] by its smallest and largest value. Several are averaged and
+    scaled again.
+
+    Parameters
+    ----------
+    maps
+        One map [h, w] a layer; each may have its own size.
+    size
+        Height and width of the picture.
+    view
+        The part of the picture that the maps cover; all of it by default.
+
+    Returns
+    -------
+    ndarray
+        float32 [height, width] in [0, 1]; 0 outside the view. All 0 if the map is constant.
+    """
+    height, width = size
+    view = view or View(0, 0, height, width)
+    rows = _pixels_inside(view.top, view.height, height)
+    columns = _pixels_inside(view.left, view.width, width)
+    layers = [_minmax(_resize(np.maximum(map_, 0), view, rows, columns)) for map_ in maps]
+    placed = np.zeros(size, np.float32)
+    placed[rows.start : rows.stop, columns.start : columns.stop] = (
+        layers[0] if len(layers) == 1 else _minmax(np.mean(layers, axis=0))
+    )
+    return placed
+
+
+def _pixels_inside(start: float, extent: float, length: int) -> range:
+    """Return the pixels of a picture's side whose centres lie in [start, start + extent)."""
+    first = max(0, int(np.ceil(start - 0.5)))
+    last = min(length, int(np.ceil(start + extent - 0.5)))
+    return range(first, max(first, last))
+
+
+def _resize(map_: NDArray[np.floating[Any]], view: View, rows: range, columns: range) -> NDArray[np.float32]:
+    """Sample a map, stretched over the view, at pixel centres. One pass, wherever the view begins."""
+    y = _interpolation(map_.shape[0], view.top, view.height, rows)
+    x = _interpolation(map_.shape[1], view.left, view.width, columns)
+    resized: NDArray[np.float32] = y @ map_.astype(np.float32) @ x.T
+    return resized
+
+
+def _interpolation(cells: int, start: float, extent: float, pixels: range) -> NDArray[np.float32]:
+    """Return the bilinear weights [pixels, cells] of a map's cells at the centres of some pixels."""
+    centres = (np.array(pixels) + 0.5 - start) / extent * cells - 0.5
+    centres = np.clip(centres, 0, cells - 1)
+    weights: NDArray[np.float64] = np.maximum(1 - np.abs(centres[:, None] - np.arange(cells)), 0)
+    return weights.astype(np.float32)
+
+
+def _minmax(values: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Scale to [0, 1]; all 0 where the values are all the same."""
+    if values.size == 0:
+        return values
+    low, high = values.min(), values.max()
+    if not high > low:
+        return np.zeros_like(values)
+    values = values - low
+    values /= high - low
+    return values

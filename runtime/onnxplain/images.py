@@ -1,0 +1,208 @@
+"""Pictures as RGB arrays, from files, encoded bytes or arrays.
+
+Everything comes out as 8-bit RGB, the way the viewer of the file would see it: turned as EXIF says, grey and
+palette expanded, 16 bits scaled to 8, transparency laid over white.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from onnxplain.errors import ImageError
+from onnxplain.opencv import cv2
+
+RGB = NDArray[np.uint8]
+Image = str | os.PathLike[str] | bytes | NDArray[Any]
+"""A path, an encoded picture, or an array: [H, W], [H, W, 1], [H, W, 3] or [H, W, 4]."""
+
+_PNG = b"\x89PNG\r\n\x1a\n"
+_JPEG = b"\xff\xd8\xff"
+_TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+
+
+def read_image(image: Image) -> RGB:
+    """Return a picture as RGB, uint8 [H, W, 3].
+
+    Parameters
+    ----------
+    image
+        A path; the bytes of an encoded picture (any format that OpenCV reads: JPEG, PNG, WebP, TIFF, GIF,
+        BMP and others); or an array of uint8, uint16, or floats in [0, 1], in grey, RGB or RGBA.
+
+    Raises
+    ------
+    ImageError
+        There is no such file, it is no picture or a damaged one, or the array is no picture.
+    """
+    if isinstance(image, np.ndarray):
+        return _from_array(image, "the array")
+    if isinstance(image, (bytes, bytearray, memoryview)):
+        return decode_image(bytes(image), "the bytes")
+    if isinstance(image, (str, os.PathLike)):
+        return decode_image(_read_file(Path(image)), os.fspath(image))
+    raise ImageError(f"a picture is a path, encoded bytes, or a numpy array, not {type(image).__name__}")
+
+
+def decode_image(data: bytes, name: str) -> RGB:
+    """Decode a picture to RGB, uint8 [H, W, 3]; `name` is what an error calls it.
+
+    Raises
+    ------
+    ImageError
+        The bytes are no picture, or not a whole one.
+    """
+    if not data:
+        raise ImageError(f"{name} is empty, so it is not a picture")
+    if _is_truncated(data):
+        raise ImageError(f"{name} is cut off: the end of the picture is missing")
+    try:
+        pixels, kinds, metadata = cv2.imdecodeWithMetadata(
+            np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED
+        )
+    except cv2.error as error:
+        if "pixels <= CV_IO_MAX_IMAGE_PIXELS" in str(error):
+            raise ImageError(f"{name} is too large to decode safely (over 2**30 pixels)") from None
+        raise ImageError(f"{name} is damaged, or is not a picture") from None
+    if pixels is None or pixels.size == 0:
+        raise ImageError(f"{name} is damaged, or is not a picture")
+    orientation = next(
+        (
+            _exif_orientation(exif.tobytes())
+            for kind, exif in zip(kinds, metadata, strict=True)
+            if kind == cv2.IMAGE_METADATA_EXIF
+        ),
+        1,
+    )
+    premultiplied = data.startswith(_TIFF) and pixels.dtype == np.uint8
+    if pixels.ndim == 3:
+        pixels = cv2.cvtColor(pixels, cv2.COLOR_BGRA2RGBA if pixels.shape[2] == 4 else cv2.COLOR_BGR2RGB)
+    return _from_array(_turn(pixels, orientation), name, premultiplied)
+
+
+def _read_file(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except FileNotFoundError:
+        raise ImageError(f"there is no file {path}") from None
+    except IsADirectoryError:
+        raise ImageError(f"{path} is a folder, not a picture") from None
+    except (OSError, ValueError) as error:
+        raise ImageError(f"can't read {path}: {getattr(error, 'strerror', None) or error}") from None
+
+
+def _from_array(pixels: NDArray[Any], name: str, premultiplied: bool = False) -> RGB:
+    """Check an array and turn it into RGB, uint8 [H, W, 3]."""
+    if pixels.ndim == 2:
+        pixels = pixels[..., None]
+    if pixels.ndim != 3 or pixels.shape[2] not in (1, 3, 4):
+        raise ImageError(
+            f"{name} has shape {list(pixels.shape)}; a picture is [H, W] or [H, W, 3 or 4], channels last"
+        )
+    if pixels.size == 0:
+        raise ImageError(f"{name} has no pixels: its shape is {list(pixels.shape)}")
+    pixels = _to_8_bits(pixels, name)
+    if pixels.shape[2] == 1:
+        return np.repeat(pixels, 3, axis=2)
+    if pixels.shape[2] == 4:
+        return _over_white(pixels, premultiplied)
+    return pixels
+
+
+def _to_8_bits(pixels: NDArray[Any], name: str) -> NDArray[np.uint8]:
+    if pixels.dtype == np.uint8:
+        return np.ascontiguousarray(pixels)
+    if pixels.dtype == np.uint16:
+        return (pixels.astype(np.float32) / 257 + 0.5).astype(np.uint8)
+    if not np.issubdtype(pixels.dtype, np.floating):
+        raise ImageError(f"{name} has dtype {pixels.dtype}; a picture is uint8, uint16, or floats in [0, 1]")
+    if not np.isfinite(pixels).all():
+        raise ImageError(f"{name} has pixels that are NaN or infinite")
+    low, high = float(pixels.min()), float(pixels.max())
+    if low < 0 or high > 1:
+        raise ImageError(
+            f"{name} has floats from {low:g} to {high:g}; floats must be in [0, 1] (or pass uint8, 0 to 255)"
+        )
+    return (pixels * 255 + 0.5).astype(np.uint8)
+
+
+def _over_white(rgba: NDArray[np.uint8], premultiplied: bool) -> RGB:
+    """Lay RGBA over white; libtiff hands out colours that are multiplied by alpha already."""
+    colour, alpha = rgba[..., :3].astype(np.float32), rgba[..., 3:].astype(np.float32)
+    if not premultiplied:
+        colour *= alpha / 255
+    rgb: NDArray[np.float32] = np.minimum(colour + (255 - alpha) + 0.5, 255)
+    return rgb.astype(np.uint8)
+
+
+def _is_truncated(data: bytes) -> bool:
+    """Tell whether a JPEG or PNG ends too early: OpenCV may fill the rest with grey and say nothing."""
+    if data.startswith(_JPEG):
+        return not _reaches_end_of_jpeg(data)
+    if data.startswith(_PNG):
+        return not _reaches_end_of_png(data)
+    return False
+
+
+_MARKER = re.compile(rb"\xff+([^\x00\xff\xd0-\xd7])")
+"""A JPEG marker other than the restarts that are part of the entropy-coded data."""
+_SOS, _EOI = 0xDA, 0xD9
+
+
+def _reaches_end_of_jpeg(data: bytes) -> bool:
+    """Walk from segment to segment; those of metadata may hold whole pictures with ends of their own."""
+    position = 2
+    while marker := _MARKER.search(data, position):
+        kind = marker[1][0]
+        if kind == _EOI:
+            return True
+        position = marker.end() + int.from_bytes(data[marker.end() : marker.end() + 2])
+    return False
+
+
+def _reaches_end_of_png(data: bytes) -> bool:
+    position = len(_PNG)
+    while position + 12 <= len(data):
+        length, kind = int.from_bytes(data[position : position + 4]), data[position + 4 : position + 8]
+        position += length + 12
+        if kind == b"IEND":
+            return position <= len(data)
+    return False
+
+
+_ORIENTATION = 0x0112
+
+
+def _exif_orientation(exif: bytes) -> int:
+    """Return the orientation, 1 to 8, of an EXIF block; 1 where it doesn't say."""
+    exif = exif.removeprefix(b"Exif\0\0")
+    order = {b"II": "little", b"MM": "big"}.get(exif[:2])
+    if order is None:
+        return 1
+
+    def number(start: int, length: int) -> int:
+        return int.from_bytes(exif[start : start + length], "little" if order == "little" else "big")
+
+    directory = number(4, 4)
+    for entry in range(number(directory, 2)):
+        start = directory + 2 + 12 * entry
+        if number(start, 2) == _ORIENTATION:
+            value = number(start + 8, 2)
+            return value if 1 <= value <= 8 else 1
+    return 1
+
+
+def _turn(pixels: NDArray[Any], orientation: int) -> NDArray[Any]:
+    """Turn a picture upright: EXIF numbers the eight ways in which its first row and column may lie."""
+    if orientation >= 5:
+        pixels = pixels.swapaxes(0, 1)
+    if orientation in (3, 4, 7, 8):
+        pixels = pixels[::-1]
+    if orientation in (2, 3, 6, 7):
+        pixels = pixels[:, ::-1]
+    return pixels

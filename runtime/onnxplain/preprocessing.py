@@ -1,0 +1,169 @@
+"""From a picture to the network's input, as torchvision's evaluation transform does it on PIL pictures.
+
+The resize is Pillow's (a separable filter that widens as the picture shrinks, rounded to whole levels after
+each direction), but only the pixels that the crop keeps are computed. OpenCV's own INTER_AREA differs from it
+by up to 3.8/255 (mean over a picture), enough to change predictions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from onnxplain.manifest import Preprocessing
+from onnxplain.opencv import cv2
+
+
+@dataclass(frozen=True)
+class View:
+    """The part of a picture that the network saw, in pixels of the picture (not always whole ones).
+
+    It reaches beyond the picture where a small picture was padded.
+    """
+
+    top: float
+    left: float
+    height: float
+    width: float
+
+
+def preprocess(image: NDArray[np.uint8], spec: Preprocessing) -> tuple[NDArray[np.float32], View]:
+    """Resize, crop, scale and normalise a picture.
+
+    Parameters
+    ----------
+    image
+        RGB, uint8 [H, W, 3].
+    spec
+        The manifest's preprocessing.
+
+    Returns
+    -------
+    tensor
+        float32 [channels, height, width].
+    view
+        Where in the picture the tensor lies.
+    """
+    size = _resized_size(image.shape[:2], spec)
+    top, left = _crop_offset(size[0], spec.height), _crop_offset(size[1], spec.width)
+    pixels = _resize_and_crop(image, size, (top, left), (spec.height, spec.width), spec.interpolation)
+    if spec.color == "BGR":
+        pixels = pixels[..., ::-1]
+    elif spec.color == "L":
+        pixels = np.asarray(cv2.cvtColor(pixels, cv2.COLOR_RGB2GRAY), np.uint8)[..., None]
+    tensor = pixels.transpose(2, 0, 1).astype(np.float32) / np.float32(255)
+    tensor -= np.array(spec.mean, np.float32)[:, None, None]
+    tensor /= np.array(spec.std, np.float32)[:, None, None]
+    y, x = image.shape[0] / size[0], image.shape[1] / size[1]
+    return tensor, View(top * y, left * x, spec.height * y, spec.width * x)
+
+
+def _resized_size(size: tuple[int, ...], spec: Preprocessing) -> tuple[int, int]:
+    """Return the height and width of the whole picture after the resize."""
+    if spec.resize is None:
+        return spec.height, spec.width
+    if isinstance(spec.resize, tuple):
+        return spec.resize
+    height, width = size
+    longer = int(spec.resize * max(size) / min(size))
+    return (spec.resize, longer) if height <= width else (longer, spec.resize)
+
+
+def _crop_offset(size: int, crop: int) -> int:
+    """Return where a centre crop begins: below 0 where the picture is the smaller, and is padded."""
+    return -((crop - size) // 2) if crop > size else round((size - crop) / 2)
+
+
+def _resize_and_crop(
+    image: NDArray[np.uint8],
+    size: tuple[int, int],
+    offset: tuple[int, int],
+    crop: tuple[int, int],
+    interpolation: str,
+) -> NDArray[np.uint8]:
+    """Return the crop [height, width, 3] of the resized picture, black where it reaches beyond it."""
+    rows, columns = (
+        range(max(0, start), min(length, start + extent))
+        for start, length, extent in zip(offset, size, crop, strict=True)
+    )
+    if interpolation == "nearest":
+        y = _nearest(image.shape[0], size[0], rows)
+        x = _nearest(image.shape[1], size[1], columns)
+        inside = image[y[:, None], x]
+    else:
+        vertical = _taps(image.shape[0], size[0], rows, *_FILTERS[interpolation])
+        horizontal = _taps(image.shape[1], size[1], columns, *_FILTERS[interpolation])
+        # Across, then down, as Pillow does. The picture is turned so that both run over whole rows.
+        needed = image[vertical[0][0] : vertical[-1][0] + len(vertical[-1][1])]
+        vertical = [(start - vertical[0][0], weights) for start, weights in vertical]
+        turned = _filter_rows(_transpose(needed), horizontal)
+        inside = _filter_rows(_transpose(turned), vertical)
+    if inside.shape[:2] == crop:
+        return inside
+    padded = np.zeros((*crop, 3), np.uint8)
+    y0, x0 = rows.start - offset[0], columns.start - offset[1]
+    padded[y0 : y0 + len(rows), x0 : x0 + len(columns)] = inside
+    return padded
+
+
+def _nearest(length: int, resized: int, outputs: range) -> NDArray[np.intp]:
+    """Return the input index nearest to the centre of each output."""
+    return ((np.array(outputs) + 0.5) * (length / resized)).astype(np.intp)
+
+
+Taps = list[tuple[int, NDArray[np.float32]]]
+"""For each output: the first input that counts, and the weights of the inputs from there on."""
+
+
+def _taps(
+    length: int,
+    resized: int,
+    outputs: range,
+    kernel: Callable[[NDArray[np.float64]], NDArray[np.float64]],
+    support: float,
+) -> Taps:
+    """Return Pillow's resampling weights for some of the outputs of a resize from `length` to `resized`."""
+    scale = length / resized
+    stretch = max(scale, 1.0)
+    taps = []
+    for output in outputs:
+        centre = (output + 0.5) * scale
+        first = max(0, int(centre - support * stretch + 0.5))
+        last = min(length, int(centre + support * stretch + 0.5))
+        weights = kernel((np.arange(first, last, dtype=np.float64) - centre + 0.5) / stretch)
+        taps.append((first, (weights / weights.sum()).astype(np.float32)))
+    return taps
+
+
+def _filter_rows(image: NDArray[np.uint8], taps: Taps) -> NDArray[np.uint8]:
+    """Return [len(taps), ...]: for each tap, its weighted sum of the rows of a picture, rounded."""
+    rows = image.reshape(image.shape[0], -1)
+    filtered = np.empty((len(taps), rows.shape[1]), np.float32)
+    for output, (first, weights) in zip(filtered, taps, strict=True):
+        np.dot(weights, rows[first : first + len(weights)].astype(np.float32), out=output)
+    np.clip(np.rint(filtered, out=filtered), 0, 255, out=filtered)
+    return filtered.astype(np.uint8).reshape(len(taps), *image.shape[1:])
+
+
+def _transpose(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    return np.asarray(cv2.transpose(image), np.uint8)
+
+
+def _triangle(x: NDArray[np.float64]) -> NDArray[np.float64]:
+    weights: NDArray[np.float64] = np.maximum(1 - np.abs(x), 0)
+    return weights
+
+
+def _cubic(x: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return Keys' cubic convolution kernel with a = -0.5, Pillow's."""
+    a = -0.5
+    x = np.abs(x)
+    near: NDArray[np.float64] = ((a + 2) * x - (a + 3)) * x * x + 1
+    far: NDArray[np.float64] = (((x - 5) * x + 8) * x - 4) * a
+    return np.where(x < 1, near, np.where(x < 2, far, 0))
+
+
+_FILTERS = {"bilinear": (_triangle, 1.0), "bicubic": (_cubic, 2.0)}

@@ -1,0 +1,198 @@
+"""Loading an explainer into onnxruntime, and checking that the file is what its manifest says."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from onnxplain.errors import MissingDependencyError, ModelError, ProviderError
+from onnxplain.manifest import METADATA_KEY, Manifest
+
+if TYPE_CHECKING:
+    from onnxruntime import InferenceSession
+
+try:
+    import onnxruntime
+except ImportError as error:
+    if isinstance(error, ModuleNotFoundError) and error.name == "onnxruntime":
+        problem = "onnxruntime is not installed"
+    else:
+        problem = f"onnxruntime is installed but does not import ({error})"
+    raise MissingDependencyError(
+        f'{problem}; run: pip install "onnxplain[cpu]" (or "onnxplain[gpu]")'
+    ) from None
+
+Device = Literal["auto", "cpu", "cuda"]
+Provider = str | tuple[str, Mapping[str, Any]]
+"""The name of an onnxruntime execution provider, alone or with its options."""
+
+_Promise = tuple[str, tuple[int | None, ...]]
+"""A tensor's type and shape; None where any length will do."""
+
+_CPU, _CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
+
+
+def create_session(
+    model: str | os.PathLike[str] | bytes, device: Device, providers: Sequence[Provider] | None
+) -> InferenceSession:
+    """Load a model file, or the bytes of one.
+
+    Warns
+    -----
+    RuntimeWarning
+        A provider that was asked for could not be started, and onnxruntime fell back to another.
+
+    Raises
+    ------
+    ModelError
+        The file is missing, empty or damaged.
+    ProviderError
+        A provider isn't available here.
+    """
+    chosen = _choose_providers(device, providers)
+    name = model_name(model)
+    if not isinstance(model, bytes):
+        _check_file(Path(model))
+    elif not model:
+        raise ModelError("the model is empty")
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3  # errors only: its warnings are about its own optimisations
+    source = model if isinstance(model, bytes) else os.fspath(model)
+    try:
+        session = onnxruntime.InferenceSession(source, options, providers=chosen)
+    except Exception as error:  # onnxruntime's errors have no common base of their own
+        raise ModelError(
+            f"onnxruntime can't load {name} ({_first_line(error)}); is it a whole .onnx file?"
+        ) from None
+    _warn_of_fallback(chosen, session.get_providers())
+    return session
+
+
+def model_name(model: str | os.PathLike[str] | bytes) -> str:
+    """Return what an error calls a model."""
+    return "the model" if isinstance(model, bytes) else os.fspath(model)
+
+
+def read_manifest(session: InferenceSession, name: str) -> Manifest:
+    """Return the manifest in a session's model, checked against the model's own inputs and outputs.
+
+    Raises
+    ------
+    ModelError
+        The model is not an explainer, its schema is newer than this version, or it is not what it says.
+    """
+    text = session.get_modelmeta().custom_metadata_map.get(METADATA_KEY)
+    if text is None:
+        raise ModelError(
+            f"{name} is a plain ONNX model, not an explainer; "
+            f"make one of it: onnxplain export {name if name.endswith('.onnx') else 'MODEL.onnx'} -o OUT.onnx"
+        )
+    try:
+        manifest = Manifest.from_json(text)
+        _check_tensors(session, manifest)
+    except ModelError as error:
+        raise ModelError(f"{name}: {error}") from None
+    return manifest
+
+
+def num_classes(session: InferenceSession) -> int | None:
+    """Return the length of the logits; None where the graph leaves it open."""
+    shape = next(output.shape for output in session.get_outputs() if output.name == "logits")
+    return shape[1] if isinstance(shape[1], int) else None
+
+
+def _choose_providers(device: Device, providers: Sequence[Provider] | None) -> list[Any]:
+    available = onnxruntime.get_available_providers()
+    if providers is None:
+        if device not in ("auto", "cpu", "cuda"):
+            raise ProviderError(f"unknown device {device!r}; there are auto, cpu and cuda")
+        use_cuda = device == "cuda" or (device == "auto" and _CUDA in available)
+        providers = [_CUDA, _CPU] if use_cuda else [_CPU]
+    names = _names(providers)
+    if not names:
+        raise ProviderError(f"no execution provider given; available here: {', '.join(available)}")
+    missing = [name for name in names if name not in available]
+    if missing:
+        hint = '; for CUDA, run: pip install "onnxplain[gpu]"' if _CUDA in missing else ""
+        raise ProviderError(
+            f"{', '.join(missing)} is not available; available here: {', '.join(available)}{hint}"
+        )
+    return list(providers)
+
+
+def _names(providers: Sequence[Provider]) -> list[str]:
+    return [provider if isinstance(provider, str) else provider[0] for provider in providers]
+
+
+def _warn_of_fallback(chosen: Sequence[Provider], running: Sequence[str]) -> None:
+    lost = [name for name in _names(chosen) if name not in running]
+    if lost:
+        warnings.warn(
+            f"{', '.join(lost)} could not be started, so the model runs on {', '.join(running)}; "
+            "check the driver and its libraries",
+            RuntimeWarning,
+            stacklevel=4,
+        )
+
+
+def _check_file(path: Path) -> None:
+    if path.is_dir():
+        raise ModelError(f"{path} is a folder, not a model file")
+    try:
+        size = path.stat().st_size
+    except (OSError, ValueError) as error:
+        if isinstance(error, FileNotFoundError):
+            raise ModelError(f"there is no model file {path}") from None
+        raise ModelError(f"can't read {path}: {getattr(error, 'strerror', None) or error}") from None
+    if size == 0:
+        raise ModelError(f"{path} is empty, so it is not a model")
+
+
+def _check_tensors(session: InferenceSession, manifest: Manifest) -> None:
+    """Compare every tensor's name, type and shape with what the manifest promises."""
+    spec = manifest.input
+    classes = None if manifest.labels is None else len(manifest.labels)
+    inputs: dict[str, _Promise] = {
+        "image": ("tensor(float)", (None, spec.channels, spec.height, spec.width)),
+        "class_index": ("tensor(int64)", (None, None)),
+    }
+    outputs: dict[str, _Promise] = {
+        "logits": ("tensor(float)", (None, classes)),
+        "explained_class": ("tensor(int64)", (None, None)),
+    }
+    for layer in manifest.layers:
+        shape = (layer.channels, layer.height, layer.width)
+        outputs |= {
+            layer.activations: ("tensor(float)", (None, *shape)),
+            layer.gradients: ("tensor(float)", (None, None, *shape)),
+        }
+    _compare("input", session.get_inputs(), inputs)
+    _compare("output", session.get_outputs(), outputs)
+    extra = {tensor.name for tensor in session.get_inputs()} - inputs.keys()
+    if extra:
+        raise ModelError(f"it has inputs that an explainer doesn't have: {', '.join(sorted(extra))}")
+
+
+def _compare(kind: str, tensors: Sequence[Any], promised: Mapping[str, _Promise]) -> None:
+    present = {tensor.name: tensor for tensor in tensors}
+    for name, (dtype, shape) in promised.items():
+        if name not in present:
+            raise ModelError(f"it lacks the {kind} {name!r} that an explainer has; export the model again")
+        found = present[name]
+        fits = len(found.shape) == len(shape) and all(
+            want is None or not isinstance(have, int) or have == want
+            for have, want in zip(found.shape, shape, strict=True)
+        )
+        if found.type != dtype or not fits:
+            expected = [size or "any" for size in shape]
+            raise ModelError(
+                f"its {kind} {name!r} is {found.type} {found.shape}, but the manifest says "
+                f"{dtype} {expected}; export the model again"
+            )
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

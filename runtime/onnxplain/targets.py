@@ -1,0 +1,62 @@
+"""From what a user calls a class to its index."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Sequence
+from typing import SupportsIndex
+
+import numpy as np
+
+from onnxplain.errors import TargetError
+
+Target = SupportsIndex | str | None
+"""A class index, a label, a negative rank (-1 is the highest logit), or None for the predicted class."""
+
+
+def resolve_target(target: Target, labels: Sequence[str] | None, num_classes: int | None) -> int:
+    """Return the class index, or the negative rank, of a target.
+
+    Parameters
+    ----------
+    target
+        What to explain.
+    labels
+        One label a class, or None where the model has none.
+    num_classes
+        None where the model doesn't say; then any index is let through.
+
+    Raises
+    ------
+    TargetError
+        There is no such class, or the label names more than one.
+    """
+    if target is None:
+        return -1
+    if isinstance(target, str):
+        return _index_of(target, labels)
+    if isinstance(target, (bool, np.bool_)) or not hasattr(target, "__index__"):
+        raise TargetError(f"a class is an index, a label or a negative rank, not {target!r}")
+    index = target.__index__()
+    if num_classes is not None and not -num_classes <= index < num_classes:
+        raise TargetError(
+            f"class {index} is out of range: the model has {num_classes} classes, 0 to {num_classes - 1} "
+            f"(or -1 for the most likely, -2 for the next, down to -{num_classes})"
+        )
+    return index
+
+
+def _index_of(label: str, labels: Sequence[str] | None) -> int:
+    if labels is None:
+        raise TargetError(f"the model has no labels, so {label!r} names no class; give its index")
+    indices = [index for index, other in enumerate(labels) if other == label]
+    if len(indices) == 1:
+        return indices[0]
+    if indices:
+        raise TargetError(
+            f"the label {label!r} names {len(indices)} classes; give an index: {', '.join(map(str, indices))}"
+        )
+    by_lower_case = {other.lower(): other for other in reversed(labels)}
+    near = [by_lower_case[match] for match in difflib.get_close_matches(label.lower(), by_lower_case, n=5)]
+    hint = f"; did you mean {', '.join(map(repr, near))}?" if near else ""
+    raise TargetError(f"the model has no class {label!r}{hint}")
