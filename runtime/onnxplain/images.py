@@ -7,13 +7,13 @@ palette expanded, 16 bits scaled to 8, transparency laid over white.
 from __future__ import annotations
 
 import os
-import re
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from onnxplain.encoded import exif_orientation, find_damage, transparent_grey
 from onnxplain.errors import ImageError
 from onnxplain.opencv import cv2
 
@@ -21,8 +21,6 @@ RGB = NDArray[np.uint8]
 Image = str | os.PathLike[str] | bytes | NDArray[Any]
 """A path, an encoded picture, or an array: [H, W], [H, W, 1], [H, W, 3] or [H, W, 4]."""
 
-_PNG = b"\x89PNG\r\n\x1a\n"
-_JPEG = b"\xff\xd8\xff"
 _TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 
 
@@ -59,30 +57,36 @@ def decode_image(data: bytes, name: str) -> RGB:
     """
     if not data:
         raise ImageError(f"{name} is empty, so it is not a picture")
-    if _is_truncated(data):
-        raise ImageError(f"{name} is cut off: the end of the picture is missing")
+    damage = find_damage(data)
+    if damage:
+        raise ImageError(f"{name} is {damage}")
     try:
         pixels, kinds, metadata = cv2.imdecodeWithMetadata(
             np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED
         )
     except cv2.error as error:
-        if "pixels <= CV_IO_MAX_IMAGE_PIXELS" in str(error):
-            raise ImageError(f"{name} is too large to decode safely (over 2**30 pixels)") from None
+        if "CV_IO_MAX_IMAGE" in str(error):
+            raise ImageError(f"{name} is too large to decode safely: over 2**30 pixels") from None
         raise ImageError(f"{name} is damaged, or is not a picture") from None
     if pixels is None or pixels.size == 0:
         raise ImageError(f"{name} is damaged, or is not a picture")
-    orientation = next(
-        (
-            _exif_orientation(exif.tobytes())
-            for kind, exif in zip(kinds, metadata, strict=True)
-            if kind == cv2.IMAGE_METADATA_EXIF
-        ),
-        1,
-    )
+    pixels = _to_rgb_order(pixels, transparent_grey(data))
+    exif = dict(zip(kinds, metadata, strict=True)).get(cv2.IMAGE_METADATA_EXIF)
+    if exif is not None:
+        pixels = _turn(pixels, exif_orientation(exif.tobytes()))
+    # libtiff hands out 8-bit colours that are multiplied by alpha already.
     premultiplied = data.startswith(_TIFF) and pixels.dtype == np.uint8
+    return _from_array(pixels, name, premultiplied)
+
+
+def _to_rgb_order(pixels: NDArray[Any], transparent: int | None) -> NDArray[Any]:
+    """Turn OpenCV's BGR into RGB, and a grey level that stands for transparency into alpha."""
     if pixels.ndim == 3:
-        pixels = cv2.cvtColor(pixels, cv2.COLOR_BGRA2RGBA if pixels.shape[2] == 4 else cv2.COLOR_BGR2RGB)
-    return _from_array(_turn(pixels, orientation), name, premultiplied)
+        return cv2.cvtColor(pixels, cv2.COLOR_BGRA2RGBA if pixels.shape[2] == 4 else cv2.COLOR_BGR2RGB)
+    if transparent is None:
+        return pixels
+    alpha = np.where(pixels == transparent, 0, np.iinfo(pixels.dtype).max).astype(pixels.dtype)
+    return np.dstack([pixels, pixels, pixels, alpha])
 
 
 def _read_file(path: Path) -> bytes:
@@ -132,69 +136,12 @@ def _to_8_bits(pixels: NDArray[Any], name: str) -> NDArray[np.uint8]:
 
 
 def _over_white(rgba: NDArray[np.uint8], premultiplied: bool) -> RGB:
-    """Lay RGBA over white; libtiff hands out colours that are multiplied by alpha already."""
+    """Lay RGBA over white."""
     colour, alpha = rgba[..., :3].astype(np.float32), rgba[..., 3:].astype(np.float32)
     if not premultiplied:
         colour *= alpha / 255
     rgb: NDArray[np.float32] = np.minimum(colour + (255 - alpha) + 0.5, 255)
     return rgb.astype(np.uint8)
-
-
-def _is_truncated(data: bytes) -> bool:
-    """Tell whether a JPEG or PNG ends too early: OpenCV may fill the rest with grey and say nothing."""
-    if data.startswith(_JPEG):
-        return not _reaches_end_of_jpeg(data)
-    if data.startswith(_PNG):
-        return not _reaches_end_of_png(data)
-    return False
-
-
-_MARKER = re.compile(rb"\xff+([^\x00\xff\xd0-\xd7])")
-"""A JPEG marker other than the restarts that are part of the entropy-coded data."""
-_SOS, _EOI = 0xDA, 0xD9
-
-
-def _reaches_end_of_jpeg(data: bytes) -> bool:
-    """Walk from segment to segment; those of metadata may hold whole pictures with ends of their own."""
-    position = 2
-    while marker := _MARKER.search(data, position):
-        kind = marker[1][0]
-        if kind == _EOI:
-            return True
-        position = marker.end() + int.from_bytes(data[marker.end() : marker.end() + 2])
-    return False
-
-
-def _reaches_end_of_png(data: bytes) -> bool:
-    position = len(_PNG)
-    while position + 12 <= len(data):
-        length, kind = int.from_bytes(data[position : position + 4]), data[position + 4 : position + 8]
-        position += length + 12
-        if kind == b"IEND":
-            return position <= len(data)
-    return False
-
-
-_ORIENTATION = 0x0112
-
-
-def _exif_orientation(exif: bytes) -> int:
-    """Return the orientation, 1 to 8, of an EXIF block; 1 where it doesn't say."""
-    exif = exif.removeprefix(b"Exif\0\0")
-    order = {b"II": "little", b"MM": "big"}.get(exif[:2])
-    if order is None:
-        return 1
-
-    def number(start: int, length: int) -> int:
-        return int.from_bytes(exif[start : start + length], "little" if order == "little" else "big")
-
-    directory = number(4, 4)
-    for entry in range(number(directory, 2)):
-        start = directory + 2 + 12 * entry
-        if number(start, 2) == _ORIENTATION:
-            value = number(start + 8, 2)
-            return value if 1 <= value <= 8 else 1
-    return 1
 
 
 def _turn(pixels: NDArray[Any], orientation: int) -> NDArray[Any]:

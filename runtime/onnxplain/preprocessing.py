@@ -144,8 +144,8 @@ def _filter_rows(image: NDArray[np.uint8], taps: Taps) -> NDArray[np.uint8]:
     filtered = np.empty((len(taps), rows.shape[1]), np.float32)
     for output, (first, weights) in zip(filtered, taps, strict=True):
         np.dot(weights, rows[first : first + len(weights)].astype(np.float32), out=output)
-    np.clip(np.rint(filtered, out=filtered), 0, 255, out=filtered)
-    return filtered.astype(np.uint8).reshape(len(taps), *image.shape[1:])
+    filtered += 0.5
+    return np.clip(filtered, 0, 255, out=filtered).astype(np.uint8).reshape(len(taps), *image.shape[1:])
 
 
 def _transpose(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
