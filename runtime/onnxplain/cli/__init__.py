@@ -1,0 +1,33 @@
+"""The command line, a thin shell over the library: one file a command.
+
+The files import only click and the errors at their top, and what a command works with when it runs: help
+and `--version` answer at once.
+"""
+
+import click
+
+from onnxplain import __version__
+from onnxplain.cli import demo, explain, export, inspect, layers, verify
+from onnxplain.cli._group import OneLineErrors, debug_option
+
+__all__ = ["main"]
+
+
+@click.group(
+    cls=OneLineErrors, params=[debug_option()], context_settings={"help_option_names": ["-h", "--help"]}
+)
+@click.version_option(__version__, prog_name="onnxplain", message="%(prog)s %(version)s")
+def main() -> None:
+    r"""Explain an image classifier with onnxruntime.
+
+    Export a network once, to an explainer: one .onnx file that returns its logits, the activations of a
+    layer, and the gradient of any class with respect to them. Then see where it looked, with no PyTorch.
+
+    \b
+        onnxplain export torchvision:resnet50 -o resnet50.onnx
+        onnxplain explain resnet50.onnx photo.jpg --top 3
+    """
+
+
+for command in (demo, export, layers, inspect, verify, explain):
+    main.add_command(command.command)

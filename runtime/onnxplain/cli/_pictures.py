@@ -1,0 +1,80 @@
+"""Which pictures a call names, and what the files made of them are called."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from onnxplain.errors import ImageError
+
+EXTENSIONS = frozenset({".avif", ".bmp", ".gif", ".jp2", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"})
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A picture to explain, and the start of the names of the files made of it, relative to their folder."""
+
+    path: Path
+    stem: Path
+
+
+def find_pictures(paths: Sequence[Path], output: Path) -> list[Picture]:
+    """Return the pictures that `paths` name.
+
+    A file is taken whatever its extension. A folder is searched with the folders in it, in sorted order, for
+    files with one of `EXTENSIONS`; hidden files are left out, and so is the folder `output`, which may lie in
+    it. No two pictures have the same stem, on file systems that ignore case too.
+
+    Raises
+    ------
+    ImageError
+        A folder has no pictures.
+    """
+    taken: set[str] = set()
+    pictures = []
+    for path in paths:
+        found = list(_search(path, output.resolve())) if path.is_dir() else [(path, Path(path.name))]
+        if not found:
+            raise ImageError(f"no pictures in {path}: it has no files with {', '.join(sorted(EXTENSIONS))}")
+        pictures += [Picture(file, _free(_stem(name), taken)) for file, name in found]
+    return pictures
+
+
+def overlay_name(stem: Path, index: int, label: str | None) -> Path:
+    """Return the name of an overlay: the picture's, the class's index, and its label where it has another."""
+    words = re.sub(r"[^\w]+", "-", label or "").strip("-")
+    suffix = "" if words in ("", str(index)) else f"-{_cut(words, 60)}"
+    return stem.with_name(f"{stem.name}.{index}{suffix}.png")
+
+
+def _search(folder: Path, output: Path) -> Iterator[tuple[Path, Path]]:
+    for root, folders, names in os.walk(folder):
+        here = Path(root)
+        folders[:] = sorted(
+            name for name in folders if not name.startswith(".") and (here / name).resolve() != output
+        )
+        for name in sorted(names):
+            if Path(name).suffix.lower() in EXTENSIONS and not name.startswith("."):
+                yield here / name, (here / name).relative_to(folder)
+
+
+def _stem(name: Path) -> Path:
+    return name.with_name(_cut(name.stem, 120) or "picture")
+
+
+def _cut(text: str, size: int) -> str:
+    """Return the start of `text` that takes at most `size` bytes."""
+    return text.encode("utf-8", "ignore")[:size].decode("utf-8", "ignore")
+
+
+def _free(stem: Path, taken: set[str]) -> Path:
+    """Return `stem`, numbered if it is taken, and take it."""
+    free, number = stem, 1
+    while str(free).casefold() in taken:
+        number += 1
+        free = stem.with_name(f"{stem.name}-{number}")
+    taken.add(str(free).casefold())
+    return free

@@ -1,0 +1,113 @@
+"""The SOURCE that `export` and `layers` take, and its options."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+from onnxplain.errors import ModelError, SourceError
+from onnxplain.extras import require
+from onnxplain.manifest import Preprocessing
+
+if TYPE_CHECKING:
+    from onnxplain_export import Source
+
+_Command = TypeVar("_Command", bound=Callable[..., Any])
+
+
+def _size(context: click.Context, parameter: click.Parameter, value: str | None) -> tuple[int, int] | None:
+    """Read ``320`` or ``240x320`` as (height, width)."""
+    if value is None:
+        return None
+    sides = value.lower().split("x")
+    if len(sides) > 2 or not all(side.isdecimal() and int(side) > 0 for side in sides):
+        raise click.BadParameter(f"{value!r} is not a size; write 320, or 240x320 for height and width.")
+    return int(sides[0]), int(sides[-1])
+
+
+def source_arguments(command: _Command) -> _Command:
+    """Give a command SOURCE and the options on how to load it."""
+    for add in (
+        click.option(
+            "--preprocessing",
+            "preprocessing_file",
+            metavar="FILE",
+            type=click.Path(path_type=Path),
+            help="How pictures become inputs: JSON with the keys of the manifest's `input`.",
+        ),
+        click.option(
+            "--size",
+            metavar="SIZE",
+            callback=_size,
+            help="The input's side, or its height and width: 240x320.",
+        ),
+        click.option(
+            "--checkpoint",
+            metavar="FILE",
+            type=click.Path(path_type=Path),
+            help="The network's weights: .safetensors, or a PyTorch file of tensors.",
+        ),
+        click.argument("source"),
+    ):
+        command = add(command)
+    return command
+
+
+def load(
+    source: str, checkpoint: Path | None, size: tuple[int, int] | None, preprocessing_file: Path | None
+) -> Source:
+    """Load SOURCE as its options say.
+
+    Raises
+    ------
+    click.UsageError
+        The options contradict each other.
+    MissingDependencyError
+        A package that the source takes isn't installed.
+    SourceError
+        There is no such source, or a file doesn't fit it.
+    """
+    if size and preprocessing_file:
+        raise click.UsageError(
+            "--size and --preprocessing don't go together: the file has a height and a width.",
+            click.get_current_context(),
+        )
+    preprocessing = None if preprocessing_file is None else _read_preprocessing(preprocessing_file)
+    require("export", *(["torchvision"] if source.startswith("torchvision:") else []))
+    from onnxplain_export import load_source
+
+    loaded = load_source(source, checkpoint=checkpoint, size=size)
+    return loaded if preprocessing is None else replace(loaded, preprocessing=preprocessing)
+
+
+def read_text(file: Path) -> str:
+    """Return the text of a file that goes with a source.
+
+    Raises
+    ------
+    SourceError
+        It can't be read, or isn't text.
+    """
+    try:
+        return file.read_text(encoding="utf-8")
+    except OSError as error:
+        raise SourceError(f"can't read {file}: {error.strerror}") from None
+    except UnicodeDecodeError:
+        raise SourceError(f"{file} is not a text file in UTF-8") from None
+
+
+def _read_preprocessing(file: Path) -> Preprocessing:
+    """Read a JSON object with the fields of `Preprocessing`."""
+    try:
+        fields: dict[str, Any] = json.loads(read_text(file))
+        lists_as_tuples: dict[str, Any] = {
+            key: tuple(value) if isinstance(value, list) else value for key, value in fields.items()
+        }
+        return Preprocessing(**lists_as_tuples)
+    except (ValueError, AttributeError, TypeError, ModelError) as error:
+        raise SourceError(f"{file} doesn't say how pictures become inputs: {error}") from None

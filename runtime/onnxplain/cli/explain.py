@@ -1,0 +1,177 @@
+"""`onnxplain explain MODEL.onnx PATH...`: maps of pictures and of folders of pictures."""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from onnxplain.cli._pictures import Picture, find_pictures, overlay_name
+from onnxplain.cli._text import printable, table
+from onnxplain.errors import ImageError
+from onnxplain.files import write_atomically
+
+if TYPE_CHECKING:
+    from onnxplain import Explainer, Explanation
+    from onnxplain.overlay import Colormap
+    from onnxplain.session import Device
+
+RECORD = "explanations.jsonl"
+_CLEAR_LINE = "\r\x1b[K"
+
+
+@click.command("explain", short_help="Show where a network looked, in pictures or folders of them.")
+@click.argument("model", type=click.Path(path_type=Path))
+@click.argument("paths", metavar="PATH...", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.option(
+    "--top", type=click.IntRange(min=1), metavar="K", show_default="1", help="The K most likely classes."
+)
+@click.option(
+    "--class",
+    "classes",
+    multiple=True,
+    metavar="C",
+    help="A class: its index, its label, or -1 for the most likely, -2 for the next. Repeatable.",
+)
+@click.option(
+    "--method",
+    type=click.Choice(["gradcam", "cam"]),
+    default="gradcam",
+    show_default=True,
+    help="Grad-CAM, or CAM where the network ends in one linear layer on averaged maps.",
+)
+@click.option(
+    "-o",
+    "--output",
+    metavar="DIR",
+    type=click.Path(file_okay=False, path_type=Path),
+    default="explanations",
+    show_default=True,
+    help="Folder for the overlays and the record.",
+)
+@click.option(
+    "--device",
+    type=click.Choice(["auto", "cpu", "cuda"]),
+    default="auto",
+    show_default=True,
+    help="Where onnxruntime runs; auto takes CUDA where there is one.",
+)
+@click.option(
+    "--colormap",
+    type=click.Choice(["inferno", "magma", "plasma", "viridis", "turbo", "jet"]),
+    default="inferno",
+    show_default=True,
+    help="Colours of the overlays.",
+)
+def command(
+    model: Path,
+    paths: tuple[Path, ...],
+    top: int | None,
+    classes: tuple[str, ...],
+    method: str,
+    output: Path,
+    device: Device,
+    colormap: Colormap,
+) -> None:
+    """Explain what the explainer MODEL answers to the pictures at each PATH.
+
+    A PATH is a picture, or a folder, which is searched with the folders in it for files with a picture's
+    extension. A picture that can't be read is reported and left out; the exit code is then 1.
+
+    Into the output folder go an overlay for each picture and class, PICTURE.INDEX-LABEL.png, in folders as
+    the pictures were, and explanations.jsonl, one JSON object for each picture.
+    """
+    if top and classes:
+        raise click.UsageError("--top and --class don't go together.", click.get_current_context())
+    from onnxplain import Explainer
+
+    explainer = Explainer(model, device=device)
+    pictures = find_pictures(paths, output)
+    targets = [_target(text) for text in classes] or list(range(-1, -1 - (top or 1), -1))
+    rows: list[list[str]] = []
+    records: list[str] = []
+    show_progress = len(pictures) > 1 and sys.stderr.isatty()
+    try:
+        with click.progressbar(
+            pictures, label="Explaining", file=sys.stderr, hidden=not show_progress
+        ) as bar:
+            for picture in bar:
+                try:
+                    explanations = _explain(explainer, picture, targets, method)
+                except ImageError as error:
+                    click.echo(f"{_CLEAR_LINE * show_progress}Error: {printable(str(error))}", err=True)
+                    continue
+                overlays = [_save(one, picture, output, colormap) for one in explanations]
+                records.append(json.dumps(_record(model, picture, explanations, overlays), allow_nan=False))
+                rows += [
+                    [str(picture.path), _class(one), _percent(one.probability), str(output / overlay)]
+                    for one, overlay in zip(explanations, overlays, strict=True)
+                ]
+    finally:  # what was done before an interruption is on record too
+        if records:
+            write_atomically(output / RECORD, "".join(f"{record}\n" for record in records).encode())
+    if rows:
+        click.echo(table(["PICTURE", "CLASS", "PROBABILITY", "OVERLAY"], rows, right=[2]))
+        click.echo(f"\nThe record: {printable(str(output / RECORD))}")
+    if len(records) < len(pictures):
+        click.get_current_context().exit(1)
+
+
+def _target(text: str) -> int | str:
+    """Read a class as a user types it: a whole number is an index or a rank, anything else a label."""
+    return int(text) if re.fullmatch(r"[+-]?\d+", text) else text
+
+
+def _explain(
+    explainer: Explainer, picture: Picture, targets: Sequence[int | str], method: str
+) -> list[Explanation]:
+    """Explain a picture's classes in one forward pass, each once: two targets may be the same class."""
+    explanations = explainer.explain_classes(picture.path, targets, method=method)
+    return list({explanation.index: explanation for explanation in explanations}.values())
+
+
+def _save(explanation: Explanation, picture: Picture, output: Path, colormap: Colormap) -> Path:
+    """Write an overlay; return its path relative to the output folder."""
+    overlay = overlay_name(picture.stem, explanation.index, explanation.label)
+    (output / overlay).parent.mkdir(parents=True, exist_ok=True)
+    explanation.save(output / overlay, colormap)
+    return overlay
+
+
+def _record(
+    model: Path, picture: Picture, explanations: Sequence[Explanation], overlays: Sequence[Path]
+) -> dict[str, Any]:
+    """Return what is recorded of a picture; boxes are (x0, y0, x1, y1) in its pixels, the largest first."""
+    return {
+        "path": str(picture.path),
+        "model": str(model),
+        "method": explanations[0].method,
+        "layer": explanations[0].layer,
+        "classes": [
+            {
+                "index": one.index,
+                "label": one.label,
+                "logit": one.logit,
+                "probability": one.probability,
+                "boxes": one.boxes(),
+                "overlay": overlay.as_posix(),
+            }
+            for one, overlay in zip(explanations, overlays, strict=True)
+        ],
+    }
+
+
+def _class(explanation: Explanation) -> str:
+    label = explanation.label
+    return (
+        str(explanation.index) if label in (None, str(explanation.index)) else f"{explanation.index} {label}"
+    )
+
+
+def _percent(probability: float | None) -> str:
+    return "-" if probability is None else f"{probability:.1%}"

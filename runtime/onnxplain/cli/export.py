@@ -1,0 +1,122 @@
+"""`onnxplain export SOURCE -o OUT.onnx`: make an explainer of a classifier."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from onnxplain.cli._source import load, read_text, source_arguments
+from onnxplain.cli._text import facts, file_size, printable
+from onnxplain.cli.verify import verification_facts
+from onnxplain.errors import SourceError
+
+if TYPE_CHECKING:
+    from onnxplain.manifest import Activation
+    from onnxplain_export import ExportReport
+
+
+@click.command("export", short_help="Make an explainer of a classifier; needs PyTorch, this once.")
+@source_arguments
+@click.option(
+    "-o",
+    "--output",
+    metavar="OUT.onnx",
+    required=True,
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="Where the explainer goes.",
+)
+@click.option(
+    "--layer",
+    "layers",
+    multiple=True,
+    metavar="L",
+    show_default="picked",
+    help="Layer to explain, as in `onnxplain layers`. Repeatable.",
+)
+@click.option(
+    "--labels",
+    "labels_file",
+    metavar="FILE",
+    type=click.Path(path_type=Path),
+    help="The classes' names by index: one a line, or a JSON list.",
+)
+@click.option(
+    "--activation",
+    type=click.Choice(["softmax", "sigmoid", "none"]),
+    default="softmax",
+    show_default=True,
+    help="What turns logits into probabilities; sigmoid for multi-label and single-logit networks.",
+)
+def command(
+    source: str,
+    output: Path,
+    layers: tuple[str, ...],
+    checkpoint: Path | None,
+    labels_file: Path | None,
+    activation: Activation,
+    size: tuple[int, int] | None,
+    preprocessing_file: Path | None,
+) -> None:
+    """Make an explainer of the classifier SOURCE.
+
+    SOURCE is torchvision:NAME, with its pretrained weights unless there is a checkpoint, or
+    package.module:factory for a function of yours that returns a torch.nn.Module; modules in the current
+    folder are found.
+
+    The explainer is verified before it gets its name: its gradients against central differences in float64,
+    its file against PyTorch. What fails leaves no file.
+    """
+    labels = None if labels_file is None else _read_labels(labels_file)
+    _step(f"loading {source}")
+    loaded = load(source, checkpoint, size, preprocessing_file)
+    from onnxplain_export import export
+
+    report = export(
+        loaded.model,
+        loaded.example_input,
+        output,
+        layer=layers or None,
+        labels=labels or loaded.labels,
+        preprocessing=loaded.preprocessing,
+        activation=activation,
+        source_name=source,
+        progress=_step,
+    )
+    click.echo(facts(_summary(report)))
+    click.echo(f"\nNext: onnxplain explain {printable(str(output))} PICTURE_OR_FOLDER")
+
+
+def _step(words: str) -> None:
+    click.echo(f"{printable(words[:1].upper() + words[1:])} ...")
+
+
+def _summary(report: ExportReport) -> list[tuple[str, str]]:
+    spec = report.manifest.input
+    picked = " (picked automatically)" if report.automatic else ""
+    return [
+        ("explainer", f"{report.path}, {file_size(report.size)}"),
+        ("input", f"{spec.channels}x{spec.height}x{spec.width}"),
+        *(
+            ("layer", f"{layer.name}{picked}, {layer.channels} maps of {layer.height}x{layer.width}")
+            for layer in report.manifest.layers
+        ),
+        ("nodes", f"{report.nodes}, of which {report.nodes_added} pick the classes and compute gradients"),
+        *verification_facts(report.verification),
+    ]
+
+
+def _read_labels(file: Path) -> list[str]:
+    """Read the classes' names: a JSON list of strings, or one a line."""
+    text = read_text(file)
+    if not text.lstrip().startswith("["):
+        return text.splitlines()
+    try:
+        labels = json.loads(text)
+    except ValueError as error:
+        raise SourceError(f"{file} starts like a JSON list but isn't one: {error}") from None
+    if not all(isinstance(label, str) for label in labels):
+        raise SourceError(f"{file} must be a JSON list of strings, one a class")
+    return list(labels)

@@ -1,0 +1,94 @@
+"""`onnxplain inspect MODEL.onnx`: what an explainer file says about itself."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from onnxplain.cli._text import facts, file_size, table
+
+if TYPE_CHECKING:
+    from onnxplain import Layer, Manifest, Preprocessing
+
+_SHOWN_LABELS = 5
+
+
+@click.command("inspect", short_help="Show what an explainer file holds.")
+@click.argument("model", type=click.Path(path_type=Path))
+@click.option("--json", "as_json", is_flag=True, help="Print the manifest as JSON.")
+def command(model: Path, as_json: bool) -> None:
+    """Show what the explainer MODEL says about itself, and the tensors that it takes and returns."""
+    from onnxplain.session import create_session, model_name, read_manifest
+
+    session = create_session(model, "cpu", None)
+    manifest = read_manifest(session, model_name(model))
+    if as_json:
+        click.echo(json.dumps(json.loads(manifest.to_json()), indent=2, ensure_ascii=False))
+        return
+    click.echo(facts(_facts(model, manifest)))
+    tensors = [("in", tensor) for tensor in session.get_inputs()]
+    tensors += [("out", tensor) for tensor in session.get_outputs()]
+    rows = [[way, one.name, _dtype(one.type), _shape(one.shape)] for way, one in tensors]
+    click.echo()
+    click.echo(table(["", "TENSOR", "DTYPE", "SHAPE"], rows))
+
+
+def _facts(model: Path, manifest: Manifest) -> list[tuple[str, str]]:
+    source = manifest.source
+    made_by = ", ".join(f"{name} {version}" for name, version in manifest.producer.items())
+    return [
+        ("file", f"{model}, {file_size(model.stat().st_size)}"),
+        ("source", f"{source.get('name', 'unknown')} ({source.get('kind', 'unknown')})"),
+        ("made by", made_by or "unknown"),
+        ("picture", _picture(manifest.input)),
+        ("classes", _classes(manifest.labels)),
+        ("activation", manifest.activation),
+        *(("layer", _layer(layer)) for layer in manifest.layers),
+        ("verified", _verification(manifest.verification)),
+    ]
+
+
+def _picture(spec: Preprocessing) -> str:
+    if spec.resize is None:
+        resize = f"resized to {spec.height}x{spec.width}"
+    elif isinstance(spec.resize, int):
+        resize = f"shorter side resized to {spec.resize}"
+    else:
+        resize = f"resized to {spec.resize[0]}x{spec.resize[1]}"
+    crop = f", centre {spec.height}x{spec.width} cropped" if spec.crop == "center" and spec.resize else ""
+    mean, std = (" ".join(f"{value:g}" for value in values) for values in (spec.mean, spec.std))
+    return f"{spec.color}, {resize} ({spec.interpolation}){crop}, mean {mean}, std {std}"
+
+
+def _classes(labels: Sequence[str] | None) -> str:
+    if labels is None:
+        return "no labels"
+    more = ", ..." if len(labels) > _SHOWN_LABELS else ""
+    return f"{len(labels)}: {', '.join(labels[:_SHOWN_LABELS])}{more}"
+
+
+def _layer(layer: Layer) -> str:
+    methods = "CAM and Grad-CAM" if layer.head == "gap_linear" else "Grad-CAM"
+    return f"{layer.name}, {layer.channels} maps of {layer.height}x{layer.width}; {methods}"
+
+
+def _verification(verification: Mapping[str, Any]) -> str:
+    if not verification:
+        return "no"
+    numbers = [
+        f"{name} within {verification[name]}" for name in ("logits", "gradients") if name in verification
+    ]
+    return f"{', '.join(numbers)} of {verification.get('reference', 'the reference')}"
+
+
+def _dtype(onnx_type: str) -> str:
+    """Return "float32" for onnxruntime's "tensor(float)"."""
+    return {"tensor(float)": "float32", "tensor(int64)": "int64"}.get(onnx_type, onnx_type)
+
+
+def _shape(shape: Sequence[int | str | None]) -> str:
+    return f"[{', '.join('?' if size is None else str(size) for size in shape)}]"

@@ -1,0 +1,44 @@
+"""`onnxplain verify FILE`: check an explainer by itself, with no source at hand."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from onnxplain.cli._text import facts, printable
+from onnxplain.extras import require
+
+if TYPE_CHECKING:
+    from onnxplain_export import Verification
+
+
+@click.command("verify", short_help="Check an explainer's gradients, in float64.")
+@click.argument("file", type=click.Path(path_type=Path))
+def command(file: Path) -> None:
+    """Check the explainer FILE: its gradient rules against central differences of its logits in float64, and
+    what onnxruntime makes of it in float32 against the same graph in float64.
+
+    Needs no source model. Exits with 1 where an error is larger than rounding explains.
+    """  # noqa: D205 (click shows the first paragraph whole)
+    require("onnx")
+    from onnxplain_export import verify
+
+    click.echo(f"Verifying {printable(str(file))} in float64 ...")
+    verification = verify(file)
+    click.echo(facts(verification_facts(verification)))
+    click.echo("The explainer is right within rounding.")
+
+
+def verification_facts(verification: Verification) -> list[tuple[str, str]]:
+    """Return the errors that a verification measured, each with what it is the error of."""
+    return [
+        ("gradient rules", f"{verification.rules:.0e}  in float64, against central differences"),
+        ("logits", f"{verification.logits:.0e}  of the file in onnxruntime, relative"),
+        (
+            "gradients",
+            f"{verification.gradients:.0e}  of the file in onnxruntime, relative; "
+            f"{verification.median:.0e} for the median element",
+        ),
+    ]

@@ -1,0 +1,201 @@
+"""The demo: three networks explain a few scenes, and a page shows it.
+
+Where the export packages are installed the networks are exported first, in a process of its own: the one that
+explains holds no torch. Elsewhere the explainers that ship with the package are used.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from onnxplain import demo_page
+from onnxplain.errors import OnnxplainError
+from onnxplain.explainer import Explainer
+from onnxplain.explanation import Explanation
+from onnxplain.extras import missing_packages
+from onnxplain.files import write_atomically
+from onnxplain.images import read_image
+from onnxplain.opencv import cv2
+from onnxplain.overlay import overlay
+from onnxplain_models import NETWORKS, Sample, explainer_file, samples
+
+METHODS = {"nin": "cam", "vgg_mlp": "gradcam", "vgg_cam": "cam"}
+
+_PRESENTED = (
+    demo_page.Network(
+        "nin",
+        "Network in Network: class maps",
+        "Its last layer has one map for each class, and a class's score is the average of its map: "
+        "the answer comes with the places it is made of.",
+    ),
+    demo_page.Network(
+        "vgg_mlp",
+        "Grad-CAM",
+        "A small VGG with a fully connected classifier. Its feature maps are weighted by how much each "
+        "would change the class's score: by the gradient.",
+    ),
+    demo_page.Network(
+        "vgg_cam",
+        "CAM",
+        "The same VGG with average pooling and one linear layer in place of the classifier. That layer's "
+        "weights, applied at each place, give the map.",
+    ),
+)
+
+
+def run_demo(output: Path, progress: Callable[[str], None]) -> list[demo_page.Scene]:
+    """Write explainers, scenes, overlays and the page `index.html` into a folder.
+
+    Parameters
+    ----------
+    output
+        The folder; it is made, and files of an earlier demo are replaced.
+    progress
+        Called with a few words as each step begins.
+
+    Returns
+    -------
+    list of onnxplain.demo_page.Scene
+        What the page shows: the scenes, and the networks' answers.
+
+    Raises
+    ------
+    OnnxplainError
+        The export failed, or a file that ships with the package is damaged.
+    OSError
+        The folder can't be written to.
+    """
+    for folder in (output / "scenes", output / "overlays"):
+        folder.mkdir(parents=True, exist_ok=True)
+    missing = missing_packages("export")
+    if missing:
+        progress("taking the three explainers that ship with onnxplain")
+        for name in NETWORKS:
+            write_atomically(output / f"{name}.onnx", explainer_file(name).read_bytes())
+    else:
+        progress("exporting the three networks, with PyTorch in a process of its own")
+        _export(output)
+
+    scenes = samples()
+    for scene in scenes:
+        write_atomically(output / "scenes" / f"{scene.name}.png", scene.picture.read_bytes())
+    progress(f"explaining {len(scenes)} scenes with onnxruntime")
+    explainers = {name: Explainer(output / f"{name}.onnx", device="cpu") for name in NETWORKS}
+    start = time.perf_counter()
+    explanations = [
+        {
+            name: explainer.explain(output / "scenes" / f"{scene.name}.png", method=METHODS[name])
+            for name, explainer in explainers.items()
+        }
+        for scene in scenes
+    ]
+    seconds = time.perf_counter() - start
+
+    shown = [_show(scene, found, output) for scene, found in zip(scenes, explanations, strict=True)]
+    page = demo_page.render(
+        networks=_PRESENTED,
+        scenes=shown,
+        ramp=_png(_ramp()),
+        facts=_facts(len(scenes) * len(NETWORKS), seconds),
+        steps=_next_steps(output),
+        torch=_on_torch(exported=not missing),
+        made=_on_explainers(missing),
+    )
+    write_atomically(output / "index.html", page.encode())
+    return shown
+
+
+def _export(output: Path) -> None:
+    """Export the networks in a process of its own, so that this one holds no torch."""
+    command = [sys.executable, "-m", "onnxplain_models.export_all", "--output", str(output)]
+    finished = subprocess.run(command, capture_output=True, text=True, check=False)
+    if finished.returncode != 0:
+        last_line = (finished.stderr.strip() or "no reason given").splitlines()[-1]
+        raise OnnxplainError(f"the export failed ({last_line}); see it whole with: {' '.join(command)}")
+
+
+def _show(scene: Sample, explanations: dict[str, Explanation], output: Path) -> demo_page.Scene:
+    """Write a scene's overlays; return what the page shows of it."""
+    answers = []
+    for name, explanation in explanations.items():
+        picture = _png(explanation.overlay())
+        write_atomically(output / "overlays" / f"{scene.name}-{name}.png", picture)
+        answers.append(
+            demo_page.Answer(
+                network=name,
+                label=str(explanation.label),
+                probability=explanation.probability or 0.0,
+                overlay=picture,
+                boxes=explanation.boxes()[:1],
+            )
+        )
+    picture = scene.picture.read_bytes()
+    height, width, _ = read_image(picture).shape
+    return demo_page.Scene(picture, width, height, scene.label, scene.box, answers)
+
+
+def _png(rgb: NDArray[np.uint8]) -> bytes:
+    encoded: bytes = cv2.imencode(".png", cv2.cvtColor(rgb, cv2.COLOR_RGB2BGR))[1].tobytes()
+    return encoded
+
+
+def _ramp() -> NDArray[np.uint8]:
+    """Return the colours of an overlay from heat 0 to heat 1, on white."""
+    heat = np.linspace(0, 1, 128, dtype=np.float32)[None]
+    return overlay(np.full((1, 128, 3), 255, np.uint8), heat)
+
+
+def _facts(count: int, seconds: float) -> list[tuple[str, str]]:
+    import onnxruntime  # not at the top: where it is missing, `onnxplain.session` says what to install
+
+    return [
+        ("computed by", f"onnxruntime {onnxruntime.__version__}, on the CPU"),
+        (f"{count} answers and maps in", f"{seconds:.2f} s"),
+        ("PyTorch in the process:", "yes" if _holds_torch() else "none"),
+    ]
+
+
+def _holds_torch() -> bool:
+    return "torch" in sys.modules
+
+
+def _on_torch(*, exported: bool) -> str:
+    if _holds_torch():
+        return "They were computed by onnxruntime; the program around it had loaded PyTorch too."
+    if exported:
+        return (
+            "They were computed by onnxruntime, in a process without PyTorch, which was only used before, "
+            "in a process of its own, to export the networks."
+        )
+    return "They were computed by onnxruntime, without PyTorch."
+
+
+def _on_explainers(missing: Sequence[str]) -> str:
+    if missing:
+        return (
+            "The three explainers are those that ship with onnxplain: this Python lacks "
+            f"{', '.join(missing)}, which exporting takes."
+        )
+    return "The three explainers were exported and verified on this machine, just before this page was made."
+
+
+def _next_steps(output: Path) -> list[tuple[str, str]]:
+    folder = output.as_posix()
+    return [
+        (
+            "The three likeliest digits of each scene, and what speaks for each:",
+            f"onnxplain explain {folder}/vgg_mlp.onnx {folder}/scenes --top 3",
+        ),
+        ("What is in an explainer file:", f"onnxplain inspect {folder}/vgg_mlp.onnx"),
+        (
+            "A network that knows 1000 kinds of things, for photographs of your own:",
+            "onnxplain export torchvision:resnet50 -o resnet50.onnx",
+        ),
+    ]
