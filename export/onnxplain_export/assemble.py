@@ -1,0 +1,139 @@
+"""Turn a traced classifier into an explainer: selector, gradients, names, manifest."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import onnx_ir as ir
+import onnx_ir.passes.common as passes
+from onnxscript import GraphBuilder
+
+from onnxplain.errors import LayerError
+from onnxplain.manifest import METADATA_KEY, Manifest
+from onnxplain_export.differentiate import differentiate
+from onnxplain_export.graph import downstream, is_float, rank, skip_identities, upstream
+from onnxplain_export.rules.registry import Op
+from onnxplain_export.selector import select_classes
+
+INPUT, CLASS_INDEX, LOGITS, EXPLAINED = "image", "class_index", "logits", "explained_class"
+
+
+@dataclass(frozen=True)
+class TracedModel:
+    """A classifier as a graph: one image input, its logits, and the values of its target layers."""
+
+    model: ir.Model
+    image: ir.Value
+    logits: ir.Value
+    targets: dict[str, ir.Value]
+    """The tapped value by the layer's name."""
+
+
+def output_names(layers: Sequence[str]) -> list[tuple[str, str]]:
+    """Return the names of each layer's activations and gradients, suffixed where there are several."""
+    if len(layers) == 1:
+        return [("activations", "gradients")]
+    return [(f"activations.{layer}", f"gradients.{layer}") for layer in layers]
+
+
+def assemble(traced: TracedModel) -> None:
+    """Add the explainer's inputs and outputs to a traced classifier, in place.
+
+    Raises
+    ------
+    LayerError
+        The logits don't depend on a layer.
+    UnsupportedOperatorError
+        An operator between a layer and the logits has no rule.
+    """
+    graph = traced.model.graph
+    targets = {name: skip_identities(value) for name, value in traced.targets.items()}
+    logits = skip_identities(traced.logits)
+    _check_paths(graph, logits, targets)
+
+    class_index = ir.val(CLASS_INDEX, dtype=ir.DataType.INT64, shape=["batch", "classes"])
+    graph.inputs[:] = [traced.image, class_index]
+    graph.outputs.clear()
+    op = GraphBuilder(graph).op
+    classes = select_classes(op, class_index, logits)
+    # Inside, the classes are the outermost axis; the caller's shape is [batch, classes].
+    selected = op.Transpose(classes.index, perm=[1, 0])
+    gradients = differentiate(op, graph, logits, selected, list(targets.values()))
+
+    names = _OutputNames(graph, op)
+    names.give(logits, LOGITS, ["batch", logits.shape[1] if logits.shape else None])
+    for (activations_name, gradients_name), target, gradient in zip(
+        output_names(list(targets)), targets.values(), gradients, strict=True
+    ):
+        shape = list(target.shape[1:]) if target.shape else []
+        names.give(target, activations_name, ["batch", *shape])
+        outermost_batch = op.Transpose(gradient, perm=[1, 0, *range(2, 1 + rank(target))])
+        exists = op.Unsqueeze(classes.valid, list(range(2, 1 + rank(target))))
+        names.give(
+            op.Where(exists, outermost_batch, float("nan")), gradients_name, ["batch", "classes", *shape]
+        )
+    names.give(classes.explained, EXPLAINED, ["batch", "classes"])
+    traced.image.name = INPUT
+    _clean(traced.model)
+
+
+def set_manifest(model: ir.Model, manifest: Manifest) -> None:
+    """Write the manifest into the model's metadata."""
+    model.metadata_props[METADATA_KEY] = manifest.to_json()
+
+
+class _OutputNames:
+    """Makes graph outputs of values, with the names of the contract."""
+
+    def __init__(self, graph: ir.Graph, op: Op) -> None:
+        self.graph = graph
+        self.op = op
+        self.taken = {value.name: value for value in _values(graph)}
+
+    def give(self, value: ir.Value, name: str, shape: Sequence[object]) -> None:
+        """Name a value and make it an output; a value that is one already gets a copy."""
+        if value.is_graph_output() or value.is_graph_input():
+            kind = value.type
+            value = self.op.Identity(value)
+            value.type = kind
+        owner = self.taken.get(name)
+        if owner is not None and owner is not value:
+            owner.name = f"source.{name}"
+        value.name = name
+        value.shape = ir.Shape(shape)  # type: ignore[arg-type]
+        self.graph.outputs.append(value)
+
+
+def _values(graph: ir.Graph) -> list[ir.Value]:
+    return [*graph.inputs, *graph.initializers.values(), *(value for node in graph for value in node.outputs)]
+
+
+def _check_paths(graph: ir.Graph, logits: ir.Value, targets: dict[str, ir.Value]) -> None:
+    sources = upstream([logits])
+    for name, target in targets.items():
+        if target not in sources or logits not in downstream(graph, [target], floats_only=True):
+            raise LayerError(
+                f"the logits don't depend on the layer {name!r}; choose one between the image and the logits"
+            )
+        if not is_float(target):
+            raise LayerError(f"the layer {name!r} is not of a floating-point type; choose one that is")
+
+
+def _clean(model: ir.Model) -> None:
+    """Remove what isn't needed, and what must not leave the exporting machine: stack traces and paths."""
+    passes.TopologicalSortPass()(model)
+    passes.RemoveUnusedNodesPass()(model)
+    passes.RemoveUnusedFunctionsPass()(model)  # type: ignore[no-untyped-call]
+    passes.RemoveUnusedOpsetsPass()(model)
+    passes.ClearMetadataAndDocStringPass()(model)
+    passes.NameFixPass()(model)
+    model.metadata_props.clear()
+    model.graph.metadata_props.clear()
+    for value in _values(model.graph):
+        value.metadata_props.clear()
+    model.graph.name = "explainer"
+    model.producer_name = "onnxplain"
+    model.producer_version = None
+    model.doc_string = None
+    model.domain = None

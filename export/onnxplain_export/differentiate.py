@@ -1,0 +1,130 @@
+"""Reverse-mode differentiation of an ONNX graph: the driver that applies the rules.
+
+The nodes between the target layers and the logits are walked backwards. Each one's rule turns the gradient
+of its output into those of its inputs; what arrives at a value over several branches is added up.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import onnx_ir as ir
+
+from onnxplain.errors import UnsupportedOperatorError
+from onnxplain_export.graph import downstream, module_of, operand, rank, static_dims
+from onnxplain_export.rules import RULES, SELECTION_RULES, Entry
+from onnxplain_export.rules.registry import Op, Selection, UnsupportedCaseError
+
+Gradient = ir.Value | Selection
+
+
+def differentiate(
+    op: Op,
+    graph: ir.Graph,
+    logits: ir.Value,
+    classes: ir.Value,
+    targets: Sequence[ir.Value],
+) -> list[ir.Value]:
+    """Append the nodes that compute the gradients of the selected logits.
+
+    Parameters
+    ----------
+    op
+        Builder of the graph.
+    graph
+        The forward pass, its nodes in topological order.
+    logits
+        Float value [batch, num_classes].
+    classes
+        int64 value [classes, batch]: the logits to differentiate, all of them in range.
+    targets
+        The values to differentiate with respect to; the logits depend on each of them.
+
+    Returns
+    -------
+    list of Value
+        For each target d logits[b, classes[k, b]] / d target, of the shape ``[classes, *target.shape]``.
+
+    Raises
+    ------
+    UnsupportedOperatorError
+        An operator between a target and the logits has no rule.
+    """
+    wanted = downstream(graph, targets, floats_only=True)
+    arrived: dict[ir.Value, list[Gradient]] = {logits: [Selection(classes, logits)]}
+    totals: dict[ir.Value, Gradient] = {}
+    for node in reversed(list(graph)):
+        outputs = [_total(op, output, arrived, totals) for output in node.outputs]
+        if all(output is None for output in outputs):
+            continue
+        for wrt, value in enumerate(node.inputs):
+            if value in wanted:
+                gradient = _apply_rule(op, node, wrt, outputs)
+                if gradient is not None:
+                    arrived.setdefault(value, []).append(gradient)
+    gradients = [_total(op, target, arrived, totals) for target in targets]
+    return [_dense(op, gradient) for gradient in gradients if gradient is not None]
+
+
+def _total(
+    op: Op, value: ir.Value, arrived: dict[ir.Value, list[Gradient]], totals: dict[ir.Value, Gradient]
+) -> Gradient | None:
+    """Return the sum of the gradients that have arrived at a value, computed once."""
+    if value not in totals and value in arrived:
+        first, *others = arrived[value]
+        for other in others:
+            first = op.Add(_dense(op, first), _dense(op, other))
+        totals[value] = first
+    return totals.get(value)
+
+
+def _dense(op: Op, gradient: Gradient) -> ir.Value:
+    return gradient.one_hot(op) if isinstance(gradient, Selection) else gradient
+
+
+def _apply_rule(op: Op, node: ir.Node, wrt: int, outputs: Sequence[Gradient | None]) -> Gradient | None:
+    """Return the gradient of a node's input, of the shape ``[classes, *input.shape]``."""
+    entry = _rule_of(node)
+    value = operand(node, wrt)
+    try:
+        if isinstance(outputs[0], Selection) and node.op_type in SELECTION_RULES:
+            selected = SELECTION_RULES[node.op_type](op, node, wrt, outputs[0])
+            if selected is not None:
+                return selected
+        dense = [None if output is None else _dense(op, output) for output in outputs]
+        gradient = entry.rule(op, node, wrt, dense if entry.many_outputs else dense[0])  # type: ignore[arg-type]
+    except UnsupportedCaseError as case:
+        raise UnsupportedOperatorError(f"there is no gradient rule for {case} ({_place(node)})") from None
+    if gradient is not None and entry.broadcasts:
+        gradient = _undo_broadcast(op, gradient, value, node.outputs[0])
+    return gradient
+
+
+def _rule_of(node: ir.Node) -> Entry:
+    if node.domain not in ("", "ai.onnx") or node.op_type not in RULES:
+        domain = f"{node.domain}::" if node.domain else ""
+        raise UnsupportedOperatorError(
+            f"there is no gradient rule for the operator {domain}{node.op_type} ({_place(node)}); "
+            "choose a layer after it, or add a rule in onnxplain_export/rules"
+        )
+    return RULES[node.op_type]
+
+
+def _place(node: ir.Node) -> str:
+    module = module_of(node)
+    return f"node {node.name!r}" + (f" in module {module!r}" if module else "")
+
+
+def _undo_broadcast(op: Op, gradient: ir.Value, value: ir.Value, output: ir.Value) -> ir.Value:
+    """Sum a gradient of an operator's output over the axes along which an input was repeated."""
+    added = rank(output) - rank(value)
+    if added:
+        gradient = op.ReduceSum(gradient, list(range(1, 1 + added)), keepdims=0)
+    repeated = [
+        1 + axis
+        for axis, (size, result) in enumerate(
+            zip(static_dims(value), static_dims(output)[added:], strict=True)
+        )
+        if size == 1 and result != 1
+    ]
+    return op.ReduceSum(gradient, repeated, keepdims=1) if repeated else gradient

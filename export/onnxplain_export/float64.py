@@ -1,0 +1,87 @@
+"""Evaluate a graph in float64 with onnx's reference evaluator: the arithmetic that verification relies on.
+
+In float32 a directional derivative of a deep network drowns in rounding; in float64 it is exact to eight
+digits and more, and every operator runs as the ONNX standard defines it, in plain numpy.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+import onnx_ir as ir
+from onnx import TensorProto, numpy_helper
+from onnx.reference import ReferenceEvaluator
+from onnx.reference.op_run import OpRun
+
+Array = npt.NDArray[Any]
+Arrays = dict[str, Array]
+
+
+class GatherElements(OpRun):
+    """The evaluator's own fails where the indexed axis is longer than numpy's `choose` can take."""
+
+    op_domain = ""
+
+    def _run(self, data: Array, indices: Array, axis: int = 0) -> tuple[Any, ...]:
+        return (np.take_along_axis(data, indices, axis=axis),)
+
+
+class Float64Graph:
+    """A part of a graph, evaluated in float64.
+
+    Parameters
+    ----------
+    model
+        Where the part stands. It isn't changed.
+    inputs, outputs
+        Names of the values that the part starts and ends with.
+    weights
+        Widened weights by name, kept between the parts of one model; those that are missing are added.
+    """
+
+    def __init__(self, model: ir.Model, inputs: list[str], outputs: list[str], weights: Arrays) -> None:
+        part = ir.convenience.extract(model.graph, inputs, outputs)
+        self._outputs = outputs
+        self._weights: Arrays = {}
+        # As inputs the weights are widened once, and not copied into a protobuf message and out of it again.
+        for name, value in list(part.initializers.items()):
+            if name not in weights and value.const_value is not None:
+                weights[name] = _widened(value.const_value.numpy())
+            self._weights[name] = weights[name]
+            del part.initializers[name]
+            part.inputs.append(value)
+        proto = ir.to_proto(ir.Model(part, ir_version=model.ir_version))
+        self._evaluator = ReferenceEvaluator(_widen(proto), new_ops=[GatherElements])
+
+    def run(self, feeds: Mapping[str, Array]) -> Arrays:
+        """Evaluate the part; float32 inputs are widened, and outputs come by name."""
+        wide = {name: _widened(array) for name, array in feeds.items()}
+        with np.errstate(all="ignore"):
+            results = self._evaluator.run(None, {**self._weights, **wide})
+        return dict(zip(self._outputs, results, strict=True))
+
+
+def _widened(array: Array) -> Array:
+    return array.astype(np.float64) if array.dtype == np.float32 else array
+
+
+def _widen(proto: onnx.ModelProto) -> onnx.ModelProto:
+    """Turn every float32 of a model without initializers into float64, in place."""
+    graph = proto.graph
+    # The inferred types of the values in between no longer hold, and the evaluator doesn't need them.
+    del graph.value_info[:]
+    for value in [*graph.input, *graph.output]:
+        if value.type.tensor_type.elem_type == TensorProto.FLOAT:
+            value.type.tensor_type.elem_type = TensorProto.DOUBLE
+    for node in graph.node:
+        for attribute in node.attribute:
+            if attribute.type == onnx.AttributeProto.TENSOR and attribute.t.data_type == TensorProto.FLOAT:
+                wide = numpy_helper.to_array(attribute.t).astype(np.float64)
+                attribute.t.CopyFrom(numpy_helper.from_array(wide, attribute.t.name))
+            if node.op_type == "Cast" and attribute.name == "to" and attribute.i == TensorProto.FLOAT:
+                attribute.i = TensorProto.DOUBLE
+    return proto

@@ -1,0 +1,107 @@
+"""Questions about values and nodes of an `onnx_ir` graph that several modules ask."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import numpy as np
+import numpy.typing as npt
+import onnx_ir as ir
+
+
+def rank(value: ir.Value) -> int:
+    """Return the number of dimensions of a value whose rank is known."""
+    if value.shape is None:
+        raise ValueError(f"the rank of {value.name!r} is unknown")
+    return len(value.shape)
+
+
+def static_dims(value: ir.Value) -> list[int | None]:
+    """Return a value's dimensions, None for each that is only known at run time."""
+    shape = value.shape
+    return [] if shape is None else [dim if isinstance(dim, int) else None for dim in shape]
+
+
+def static_dim(value: ir.Value, axis: int) -> int | None:
+    """Return one dimension of a value, None where it is only known at run time."""
+    return static_dims(value)[axis]
+
+
+def operand(node: ir.Node, index: int) -> ir.Value:
+    """Return an input that a node can't be without."""
+    value = node.inputs[index]
+    if value is None:
+        raise ValueError(f"node {node.name!r} lacks input {index}")
+    return value
+
+
+def is_float(value: ir.Value) -> bool:
+    """Say whether a value is of a floating-point type: only through such values do gradients flow."""
+    return value.dtype is not None and value.dtype.is_floating_point()
+
+
+def constant(value: ir.Value | None) -> npt.NDArray[np.generic] | None:
+    """Return the array behind an initializer or a Constant node, None for anything computed."""
+    if value is None:
+        return None
+    tensor = ir.convenience.get_const_tensor(value)
+    return None if tensor is None else tensor.numpy()
+
+
+def constant_ints(value: ir.Value | None) -> list[int] | None:
+    """Return a constant's whole numbers as a flat list, None for anything computed or absent."""
+    array = constant(value)
+    return None if array is None else [int(number) for number in array.reshape(-1)]
+
+
+def ints(node: ir.Node, name: str, default: Iterable[int]) -> list[int]:
+    """Return a node's attribute that is a list of whole numbers."""
+    attribute = node.attributes.get(name)
+    return list(default) if attribute is None else [int(number) for number in attribute.as_ints()]
+
+
+def skip_identities(value: ir.Value) -> ir.Value:
+    """Follow a value back through Identity nodes to the one that was computed."""
+    producer = value.producer()
+    while producer is not None and producer.op_type == "Identity" and producer.inputs[0] is not None:
+        value = producer.inputs[0]
+        producer = value.producer()
+    return value
+
+
+def downstream(graph: ir.Graph, sources: Iterable[ir.Value], *, floats_only: bool = False) -> set[ir.Value]:
+    """Return every value that is computed from any of `sources`, themselves included.
+
+    Parameters
+    ----------
+    floats_only
+        Follow floating-point values only: the ones that a gradient can come back through.
+    """
+    reached = set(sources)
+    for node in graph:
+        if any(value in reached for value in node.inputs):
+            reached.update(output for output in node.outputs if not floats_only or is_float(output))
+    return reached
+
+
+def upstream(targets: Iterable[ir.Value]) -> set[ir.Value]:
+    """Return every value that any of `targets` is computed from, themselves included."""
+    reached: set[ir.Value] = set()
+    waiting = list(targets)
+    while waiting:
+        value = waiting.pop()
+        if value in reached:
+            continue
+        reached.add(value)
+        producer = value.producer()
+        if producer is not None:
+            waiting.extend(source for source in producer.inputs if source is not None)
+    return reached
+
+
+def module_of(node: ir.Node) -> str:
+    """Return the dotted name of the PyTorch module that a node was traced from; empty if unknown."""
+    scopes = node.metadata_props.get("pkg.torch.onnx.name_scopes", "")
+    names = [name for name in scopes.strip("[]").replace("'", "").split(", ") if name]
+    # The last scope is the operator's own; the ones before are modules, outermost first.
+    return names[-2] if len(names) > 1 else ""

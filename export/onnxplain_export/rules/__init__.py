@@ -1,0 +1,16 @@
+"""Gradient rules: one function an operator, one file a family of operators."""
+
+from onnxplain_export.rules import (  # noqa: F401  (importing a family registers its rules)
+    activations,
+    arithmetic,
+    convolution,
+    indexing,
+    linear,
+    normalization,
+    pooling,
+    reductions,
+    shapes,
+)
+from onnxplain_export.rules.registry import RULES, SELECTION_RULES, Entry
+
+__all__ = ["RULES", "SELECTION_RULES", "Entry"]

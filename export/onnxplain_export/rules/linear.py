@@ -1,0 +1,66 @@
+"""Matrix products. For the one that computes the logits, the requested class's weights are gathered."""
+
+from __future__ import annotations
+
+import onnx_ir as ir
+
+from onnxplain_export.graph import constant, operand, rank
+from onnxplain_export.rules.registry import Op, Selection, UnsupportedCaseError, selection_vjp, vjp
+
+
+@vjp("MatMul", broadcasts=True)
+def matmul(op: Op, node: ir.Node, wrt: int, gradient: ir.Value) -> ir.Value | None:
+    """Z = x y: dx = g yᵀ, dy = xᵀ g."""
+    x, y = operand(node, 0), operand(node, 1)
+    if rank(x) < 2 or rank(y) < 2:
+        raise UnsupportedCaseError("a MatMul with a vector")
+    if wrt == 0:
+        return op.MatMul(gradient, _transposed(op, y))
+    return op.MatMul(_transposed(op, x), gradient)
+
+
+@vjp("Gemm", broadcasts=True)
+def gemm(op: Op, node: ir.Node, wrt: int, gradient: ir.Value) -> ir.Value:
+    """Z = alpha a b + beta c, a or b transposed on request: da = alpha g bᵀ, db = alpha aᵀ g, dc = beta g."""
+    a, b = operand(node, 0), operand(node, 1)
+    if wrt == 2:
+        return _scaled(op, gradient, node.attributes.get_float("beta", 1.0))
+    a_is_transposed, b_is_transposed = (
+        bool(node.attributes.get_int(name, 0)) for name in ("transA", "transB")
+    )
+    gradient = _scaled(op, gradient, node.attributes.get_float("alpha", 1.0))
+    if wrt == 0:
+        result = op.MatMul(gradient, b if b_is_transposed else _transposed(op, b))
+        return _swapped(op, result) if a_is_transposed else result
+    result = op.MatMul(a if a_is_transposed else _transposed(op, a), gradient)
+    return _swapped(op, result) if b_is_transposed else result
+
+
+@selection_vjp("Gemm", "MatMul")
+def selected_row(op: Op, node: ir.Node, wrt: int, selection: Selection) -> ir.Value | None:
+    """logits = x w: d logit_c / dx = column c of w, gathered instead of multiplied out."""
+    weights = operand(node, 1)
+    attributes = node.attributes
+    plain = wrt == 0 and constant(weights) is not None and rank(weights) == 2
+    if not plain or rank(node.outputs[0]) != 2 or bool(attributes.get_int("transA", 0)):
+        return None
+    if attributes.get_int("transB", 0):
+        rows = op.Gather(weights, selection.classes, axis=0)
+    else:
+        rows = op.Transpose(op.Gather(weights, selection.classes, axis=1), perm=[1, 2, 0])
+    return _scaled(op, rows, attributes.get_float("alpha", 1.0))
+
+
+def _scaled(op: Op, value: ir.Value, factor: float) -> ir.Value:
+    return value if factor == 1.0 else op.Mul(value, factor)
+
+
+def _transposed(op: Op, matrix: ir.Value) -> ir.Value:
+    """Swap a forward value's last two axes; a Transpose of a weight is folded or fused at load."""
+    axes = list(range(rank(matrix)))
+    return op.Transpose(matrix, perm=[*axes[:-2], axes[-1], axes[-2]])
+
+
+def _swapped(op: Op, gradient: ir.Value) -> ir.Value:
+    """Swap the last two axes of a matrix's gradient, [classes, rows, columns]."""
+    return op.Transpose(gradient, perm=[0, 2, 1])

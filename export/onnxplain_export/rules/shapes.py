@@ -1,0 +1,98 @@
+"""Operators that move elements or take them as they are."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import onnx_ir as ir
+
+from onnxplain_export.graph import operand, rank, static_dim, static_dims
+from onnxplain_export.rules.registry import Op, Selection, selection_vjp, vjp
+
+
+def reshape_like(op: Op, gradient: ir.Value, primal: ir.Value) -> ir.Value:
+    """Return a gradient in the shape ``[classes, *primal.shape]``.
+
+    The classes are the dimension that Reshape infers: it then stays right when there are none of them.
+    """
+    return op.Reshape(gradient, op.Concat([-1], op.Shape(primal), axis=0))
+
+
+@vjp("Identity", "Dropout")
+def identity(op: Op, node: ir.Node, wrt: int, gradient: ir.Value) -> ir.Value:
+    """y = x; an evaluation-mode Dropout is the same."""
+    return gradient
+
+
+@selection_vjp("Identity", "Dropout", "Add")
+def same_selection(op: Op, node: ir.Node, wrt: int, selection: Selection) -> Selection | None:
+    """Logits = x, or x + bias: the same logits are selected in x."""
+    value = operand(node, wrt)
+    return selection if static_dims(value) == static_dims(node.outputs[0]) else None
+
+
+@vjp("Cast")
+def cast(op: Op, node: ir.Node, wrt: int, gradient: ir.Value) -> ir.Value:
+    """Y = x in another floating-point type: dx = g in x's own."""
+    return op.CastLike(gradient, node.inputs[0])
+
+
+@vjp("Reshape", "Flatten", "Squeeze", "Unsqueeze")
+def reshape(op: Op, node: ir.Node, wrt: int, gradient: ir.Value) -> ir.Value:
+    """Y has the elements of x in x's order: dx = g in the shape of x."""
+    return reshape_like(op, gradient, operand(node, 0))
+
+
+@vjp("Transpose")
+def transpose(op: Op, node: ir.Node, wrt: int, gradient: ir.Value) -> ir.Value:
+    """Y = x with its axes permuted: dx = g with the inverse permutation."""
+    axes = rank(operand(node, 0))
+    permutation = node.attributes.get_ints("perm", list(reversed(range(axes))))
+    inverse = [permutation.index(axis) for axis in range(axes)]
+    return op.Transpose(gradient, perm=[0, *(axis + 1 for axis in inverse)])
+
+
+@vjp("Expand", broadcasts=True)
+def expand(op: Op, node: ir.Node, wrt: int, gradient: ir.Value) -> ir.Value:
+    """Y = x repeated along axes: dx = g, summed over them by the driver."""
+    return gradient
+
+
+@vjp("Concat")
+def concat(op: Op, node: ir.Node, wrt: int, gradient: ir.Value) -> ir.Value:
+    """Y = x_0, x_1, ... one after another: dx_i = the part of g that stands where x_i stood."""
+    axis = node.attributes["axis"].as_int() % rank(node.outputs[0])
+    start = _length(op, node.inputs[:wrt], axis)
+    end = _length(op, node.inputs[: wrt + 1], axis)
+    return op.Slice(gradient, start, end, [axis + 1])
+
+
+@vjp("Split", many_outputs=True)
+def split(op: Op, node: ir.Node, wrt: int, gradients: Sequence[ir.Value | None]) -> ir.Value:
+    """y_0, y_1, ... = parts of x: dx = g_0, g_1, ... one after another, zeros for an unused part."""
+    axis = node.attributes.get_int("axis", 0) % rank(operand(node, 0))
+    known = next(gradient for gradient in gradients if gradient is not None)
+    parts = [
+        zeros_like(op, known, output) if gradient is None else gradient
+        for gradient, output in zip(gradients, node.outputs, strict=True)
+    ]
+    return op.Concat(*parts, axis=axis + 1)
+
+
+def _length(op: Op, values: Sequence[ir.Value | None], axis: int) -> ir.Value | list[int]:
+    """Return the sum of the values' sizes along an axis, int64 [1]: a constant where they are known."""
+    total: ir.Value | list[int] = [0]
+    for value in values:
+        assert value is not None
+        size = static_dim(value, axis)
+        if size is not None and isinstance(total, list):
+            total = [total[0] + size]
+        else:
+            total = op.Add(total, op.Shape(value, start=axis, end=axis + 1))
+    return total
+
+
+def zeros_like(op: Op, gradient: ir.Value, primal: ir.Value) -> ir.Value:
+    """Return zeros of the shape ``[classes, *primal.shape]``, with the classes of another gradient."""
+    shape = op.Concat(op.Shape(gradient, start=0, end=1), op.Shape(primal), axis=0)
+    return op.Expand(op.CastLike(0.0, primal), shape)

@@ -1,0 +1,324 @@
+"""The front end for PyTorch: trace a module, with taps at its target layers."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import logging
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import onnx_ir as ir
+import torch
+from torch import nn
+
+from onnxplain.errors import LayerError, SourceError
+from onnxplain_export.assemble import TracedModel
+from onnxplain_export.layers import ModuleCall, Tensor4, closest_names
+
+OPSET = 20
+
+
+@contextlib.contextmanager
+def evaluation_mode(model: nn.Module) -> Iterator[None]:
+    """Put a model in evaluation mode, and each of its modules back as it was."""
+    training = {module: module.training for module in model.modules()}
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, was_training in training.items():
+            module.training = was_training
+
+
+def first_tensor(output: object) -> torch.Tensor | None:
+    """Return the tensor of a module's output: itself, or the first one in a tuple, list or mapping."""
+    if isinstance(output, torch.Tensor):
+        return output
+    if isinstance(output, Mapping):
+        output = list(output.values())
+    if isinstance(output, (tuple, list)):
+        return next((tensor for tensor in map(first_tensor, output) if tensor is not None), None)
+    return None
+
+
+def logits_of(output: object) -> torch.Tensor:
+    """Return the logits in a model's output: a tensor, ``.logits``, ``["logits"]``, or the first tensor.
+
+    Raises
+    ------
+    SourceError
+        There are no logits of the shape [batch, num_classes].
+    """
+    logits = getattr(output, "logits", None)
+    if logits is None and isinstance(output, Mapping):
+        logits = output.get("logits")
+    tensor = first_tensor(output if logits is None else logits)
+    if tensor is None:
+        raise SourceError(f"the model returns {type(output).__name__}, in which there is no tensor of logits")
+    if tensor.ndim == 1:
+        tensor = tensor.unsqueeze(1)
+    if tensor.ndim != 2:
+        raise SourceError(
+            f"the model returns the shape {list(tensor.shape)}, and logits have [batch, num_classes]; "
+            "wrap it so that it returns them"
+        )
+    return tensor
+
+
+class Tapped(nn.Module):
+    """A classifier that also returns what its target layers put out, in the order of their names."""
+
+    def __init__(self, model: nn.Module, layers: Sequence[str]) -> None:
+        super().__init__()
+        self.model = model
+        self.layers = tuple(layers)
+
+    def forward(self, image: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """Return the logits and each target layer's activations."""
+        taps: dict[str, torch.Tensor] = {}
+
+        def tap(name: str) -> Any:
+            def hook(module: nn.Module, inputs: object, output: object) -> object:
+                tensor = first_tensor(output)
+                if tensor is None:
+                    raise LayerError(f"the layer {name!r} puts out no tensor; choose another")
+                # Cloned, since the next module may work in place: the tap must keep what this one put out.
+                taps[name] = tensor.clone()
+                return None
+
+            return hook
+
+        with contextlib.ExitStack() as hooks:
+            for name in self.layers:
+                handle = self.model.get_submodule(name).register_forward_hook(tap(name))
+                hooks.callback(handle.remove)
+            logits = logits_of(self.model(image))
+        return (logits, *(taps[name] for name in self.layers))
+
+
+def check_layers(model: nn.Module, layers: Sequence[str], calls: Sequence[ModuleCall]) -> None:
+    """Check that each named layer exists, runs once, and puts out feature maps that the logits depend on.
+
+    Raises
+    ------
+    LayerError
+        It doesn't; names like the ones asked for are listed.
+    """
+    modules = dict(model.named_modules())
+    for index, name in enumerate(layers):
+        if name in layers[:index]:
+            raise LayerError(f"the layer {name!r} is named twice; name each once")
+        if name not in modules or name == "":
+            near = closest_names(name, filter(None, modules))
+            raise LayerError(
+                f"the model has no layer {name!r}{near}; list them with: onnxplain layers SOURCE"
+            )
+        own = [call for call in calls if call.name == name]
+        if not own:
+            raise LayerError(f"the layer {name!r} is not called in a forward pass; choose another")
+        if len(own) > 1:
+            names = ", ".join(f"{name}#{number} {list(call.shape)}" for number, call in enumerate(own, 1))
+            raise LayerError(
+                f"the layer {name!r} is called {len(own)} times in a forward pass ({names}); "
+                "choose one that is called once, such as the module around it"
+            )
+        if own[0].feature_map is None:
+            raise LayerError(
+                f"the layer {name!r} puts out the shape {list(own[0].shape)}, which has no spatial extent; "
+                "choose one of [batch, channels, height, width]"
+            )
+        if not own[0].reaches_logits:
+            raise LayerError(f"the logits don't depend on the layer {name!r}; choose another")
+
+
+def record_calls(model: nn.Module, image: torch.Tensor) -> tuple[list[ModuleCall], int]:
+    """Run a model once and return every call of its modules, in order, and the number of classes.
+
+    Raises
+    ------
+    SourceError
+        The model fails on the image.
+    """
+    outputs: list[tuple[str, str, torch.Tensor, bool]] = []
+    versions: list[int] = []
+
+    def before(module: nn.Module, inputs: tuple[object, ...]) -> None:
+        source = first_tensor(inputs)
+        versions.append(0 if source is None else source._version)
+
+    def record(name: str) -> Any:
+        def hook(module: nn.Module, inputs: tuple[object, ...], output: object) -> None:
+            tensor, source, version = first_tensor(output), first_tensor(inputs), versions.pop()
+            if tensor is None:
+                return
+            # A module that works in place returns its input, but as another version of it.
+            same = (
+                source is not None
+                and source.shape == tensor.shape
+                and source._version == version
+                and torch.equal(source, tensor)
+            )
+            outputs.append((name, type(module).__name__, tensor, same))
+
+        return hook
+
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(evaluation_mode(model))
+        stack.enter_context(torch.enable_grad())
+        for name, module in model.named_modules():
+            if name:
+                stack.callback(module.register_forward_pre_hook(before).remove)
+                stack.callback(module.register_forward_hook(record(name)).remove)
+        try:
+            logits = logits_of(model(image.detach().clone().requires_grad_()))
+        except SourceError:
+            raise
+        except Exception as error:
+            raise SourceError(
+                f"the model fails on an input of {list(image.shape)}: {one_line(error)}"
+            ) from error
+    reached = _reached(logits, [tensor for _, _, tensor, _ in outputs])
+    calls = [
+        ModuleCall(name, kind, tuple(tensor.shape), _feature_map(tensor), reaches, same)
+        for (name, kind, tensor, same), reaches in zip(outputs, reached, strict=True)
+    ]
+    return calls, logits.shape[1]
+
+
+def trace(model: nn.Module, layers: Sequence[str], image: torch.Tensor) -> TracedModel:
+    """Trace a model in evaluation mode to an ONNX graph of the design's opset, its batch dynamic.
+
+    Raises
+    ------
+    SourceError
+        PyTorch's exporter can't trace the model.
+    """
+    batch = image[:1].repeat(2, 1, 1, 1)
+    with evaluation_mode(model), torch.no_grad(), _quiet():
+        try:
+            program = torch.onnx.export(
+                Tapped(model, layers).eval(),
+                (batch,),
+                dynamo=True,
+                opset_version=OPSET,
+                dynamic_shapes={"image": {0: "batch"}},
+                verbose=False,
+            )
+        except Exception as error:
+            raise SourceError(f"PyTorch can't export the model: {one_line(error)}") from error
+    assert program is not None
+    graph: ir.Graph = program.model.graph
+    logits, *taps = graph.outputs
+    return TracedModel(program.model, graph.inputs[0], logits, dict(zip(layers, taps, strict=True)))
+
+
+def weights_digest(model: nn.Module) -> str:
+    """Return the SHA-256 of a model's parameters and buffers, their names included."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}".encode())
+        digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+@dataclass(frozen=True)
+class Reference:
+    """What PyTorch says of a batch: the explainer's outputs, by autograd."""
+
+    logits: torch.Tensor
+    gradients: dict[str, torch.Tensor]
+    """[batch, classes, channels, height, width] by the layer's name."""
+
+
+def reference(
+    model: nn.Module, layers: Sequence[str], image: torch.Tensor, classes: torch.Tensor
+) -> Reference:
+    """Compute logits and gradients with autograd, for int64 classes [batch, classes] without ranks.
+
+    The hooks hand a clone on to the rest of the model: a module that works in place would otherwise change
+    the tapped tensor, and autograd would differentiate with respect to the changed one.
+    """
+    taps: dict[str, torch.Tensor] = {}
+
+    def tap(name: str) -> Any:
+        def hook(module: nn.Module, inputs: object, output: object) -> object:
+            taps[name] = _first(output)
+            return _replace_first(output, taps[name].clone())
+
+        return hook
+
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(evaluation_mode(model))
+        stack.enter_context(torch.enable_grad())
+        for name in layers:
+            stack.callback(model.get_submodule(name).register_forward_hook(tap(name)).remove)
+        logits = logits_of(model(image.detach().clone().requires_grad_()))
+    selected = logits.gather(1, classes).sum(dim=0)
+    per_class = [torch.autograd.grad(score, list(taps.values()), retain_graph=True) for score in selected]
+    gradients = {
+        name: torch.stack([gradient[index] for gradient in per_class], dim=1)
+        for index, name in enumerate(taps)
+    }
+    return Reference(logits.detach(), gradients)
+
+
+def one_line(error: BaseException) -> str:
+    """Return the first line of an error's message that says anything."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[0] if lines else type(error).__name__
+
+
+def _first(output: object) -> torch.Tensor:
+    tensor = first_tensor(output)
+    assert tensor is not None
+    return tensor
+
+
+def _replace_first(output: Any, tensor: torch.Tensor) -> Any:
+    """Return a module's output with its first tensor replaced."""
+    if isinstance(output, torch.Tensor):
+        return tensor
+    if isinstance(output, Mapping):
+        old = first_tensor(output)
+        return {key: tensor if value is old else value for key, value in output.items()}
+    replaced = list(output)
+    index = next(index for index, item in enumerate(replaced) if first_tensor(item) is not None)
+    replaced[index] = _replace_first(replaced[index], tensor)
+    return type(output)(*replaced) if hasattr(output, "_fields") else type(output)(replaced)
+
+
+def _feature_map(tensor: torch.Tensor) -> Tensor4 | None:
+    if tensor.ndim != 4 or tensor.shape[2] * tensor.shape[3] == 1 or not tensor.is_floating_point():
+        return None
+    return Tensor4(*tensor.shape)
+
+
+def _reached(logits: torch.Tensor, tensors: Sequence[torch.Tensor]) -> list[bool]:
+    """Say of each tensor whether the logits depend on it."""
+    differentiable = [tensor for tensor in tensors if tensor.requires_grad]
+    if not differentiable or not logits.requires_grad:
+        return [False] * len(tensors)
+    gradients = torch.autograd.grad(logits.sum(), differentiable, allow_unused=True)
+    found = {
+        id(tensor): gradient is not None for tensor, gradient in zip(differentiable, gradients, strict=True)
+    }
+    return [found.get(id(tensor), False) for tensor in tensors]
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Silence what PyTorch's exporter tells its own developers."""
+    loggers = [logging.getLogger(name) for name in ("torch.onnx", "torch.export", "onnxscript", "onnx_ir")]
+    levels = [logger.level for logger in loggers]
+    try:
+        for logger in loggers:
+            logger.setLevel(logging.ERROR)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)

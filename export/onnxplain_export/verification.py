@@ -1,0 +1,276 @@
+"""Verify an explainer: its rules in float64, and its file as onnxruntime runs it.
+
+Two questions are asked, each where it can be answered sharply:
+
+1. *Are the rules right?* In float64, on the graph itself, with onnx's reference evaluator: a small step from
+   the activations in a random direction must change the logits as the gradients say. No source is needed.
+   A wrong sign, axis or factor is off by per cents; a right rule by less than a millionth.
+2. *Is the file right?* In float32, with onnxruntime: against PyTorch's logits and autograd's gradients where
+   the source is at hand, else against the same graph in float64. Float32 rounds, and near a ReLU's zero
+   rounding switches a unit on or off. That changes single elements by much and the others not at all: so the
+   median error is held tightly and the total loosely.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx_ir as ir
+import onnxruntime
+
+from onnxplain.errors import ModelError, VerificationError
+from onnxplain.manifest import METADATA_KEY, Layer, Manifest, Preprocessing
+from onnxplain_export.assemble import CLASS_INDEX, EXPLAINED, INPUT, LOGITS
+from onnxplain_export.float64 import Arrays, Float64Graph
+from onnxplain_export.graph import downstream
+
+REFERENCE = "float64 directional derivatives"
+LOGITS_TOLERANCE = 1e-4
+RULES_TOLERANCE = 1e-6
+MEDIAN_TOLERANCE = 1e-4
+TOTAL_TOLERANCE = 2e-2
+DIRECTIONS = 4
+# A long step rounds least, which suits linear and smooth functions; the shorter ones are for when it crosses a
+# kink, such as a ReLU's zero or a change of place of a maximum. A wrong rule agrees at none of them.
+STEPS = (1e-4, 1e-5, 1e-6, 1e-7)
+GOOD_ENOUGH = 1e-9
+
+Array = npt.NDArray[Any]
+
+
+@dataclass(frozen=True)
+class Verification:
+    """The errors that were measured, each relative.
+
+    `rules` is that of the float64 directional derivatives; `logits` and `gradients` are relative L2 errors of
+    the float32 file, `median` that of the median element over the largest.
+    """
+
+    inputs: int
+    rules: float
+    logits: float
+    gradients: float
+    median: float
+
+    def summary(self) -> dict[str, Any]:
+        """Return what goes into the manifest, to one digit: the last ones differ between machines."""
+        return {
+            "reference": REFERENCE,
+            "inputs": self.inputs,
+            "logits": _one_digit(self.logits),
+            "gradients": _one_digit(self.rules),
+        }
+
+
+@dataclass(frozen=True)
+class Probe:
+    """Inputs that the export hasn't seen, and the classes to explain on them."""
+
+    image: Array
+    class_index: Array
+
+    @classmethod
+    def draw(cls, size: Preprocessing, num_classes: int) -> Probe:
+        """Draw three images of noise and three classes each, ranks among them; always the same ones."""
+        generator = np.random.default_rng(20)
+        image = generator.standard_normal((3, size.channels, size.height, size.width)).astype(np.float32)
+        classes = generator.integers(num_classes, size=(3, 3))
+        classes[:, 0] = -1
+        classes[:, 1] = -min(2, num_classes)
+        return cls(image, classes.astype(np.int64))
+
+
+def verify(path: str | os.PathLike[str]) -> Verification:
+    """Verify an explainer file by itself, with no source at hand.
+
+    Returns
+    -------
+    Verification
+        The errors measured, all within tolerance.
+
+    Raises
+    ------
+    ModelError
+        The file isn't an explainer, or is damaged.
+    VerificationError
+        An error is outside its tolerance.
+    """
+    file = Path(path)
+    if not file.is_file():
+        raise ModelError(f"there is no file {str(file)!r}")
+    try:
+        model = ir.load(file)
+    except Exception as error:
+        raise ModelError(f"{str(file)!r} is not an ONNX model, or is damaged ({error})") from None
+    text = model.metadata_props.get(METADATA_KEY)
+    if text is None:
+        raise ModelError(
+            f"{str(file)!r} is not an explainer; make one with: onnxplain export {file} -o OUT.onnx"
+        )
+    manifest = Manifest.from_json(text)
+    shape = {value.name: value.shape for value in model.graph.outputs}.get(LOGITS)
+    if shape is None or len(shape) != 2 or not isinstance(shape[1], int):
+        raise ModelError(f"{str(file)!r} is damaged: it has no output {LOGITS!r}; export it again")
+    probe = Probe.draw(manifest.input, shape[1])
+    outputs = run_file(file, probe, manifest.layers)
+    rules, wide = check_rules(model, manifest.layers, probe)
+    return compare(rules, outputs, wide, manifest.layers)
+
+
+def run_file(path: Path, probe: Probe, layers: Sequence[Layer]) -> Arrays:
+    """Run the written file on a probe, in float32 with onnxruntime's CPU provider."""
+    names = [LOGITS, EXPLAINED, *(name for layer in layers for name in (layer.activations, layer.gradients))]
+    session = _session(path)
+    results = session.run(names, {INPUT: probe.image, CLASS_INDEX: probe.class_index})
+    return dict(zip(names, results, strict=True))
+
+
+def compare(
+    rules: float, outputs: Arrays, expected: Mapping[str, Array], layers: Sequence[Layer]
+) -> Verification:
+    """Compare a file's outputs with those expected, and hold all errors against their tolerances.
+
+    Raises
+    ------
+    VerificationError
+        An error is outside its tolerance.
+    """
+    gradients = [(outputs[layer.gradients], expected[layer.gradients]) for layer in layers]
+    measured = Verification(
+        inputs=len(outputs[LOGITS]),
+        rules=rules,
+        logits=relative_error(outputs[LOGITS], expected[LOGITS]),
+        gradients=max(relative_error(*pair) for pair in gradients),
+        median=max(median_error(*pair) for pair in gradients),
+    )
+    for what, error, tolerance in (
+        (
+            "the gradient rules differ from directional derivatives in float64",
+            measured.rules,
+            RULES_TOLERANCE,
+        ),
+        ("the logits differ from the source's", measured.logits, LOGITS_TOLERANCE),
+        ("the gradients' median element differs from the reference", measured.median, MEDIAN_TOLERANCE),
+        ("the gradients differ from the reference", measured.gradients, TOTAL_TOLERANCE),
+    ):
+        if not error <= tolerance:
+            raise VerificationError(
+                f"{what} by {error:.1e} (relative; at most {tolerance:.0e} is rounding); "
+                "the explainer is wrong: choose a later layer, and please report the model"
+            )
+    return measured
+
+
+def check_rules(model: ir.Model, layers: Sequence[Layer], probe: Probe) -> tuple[float, Arrays]:
+    """Compare the gradients with central differences of the logits, in float64.
+
+    Only the part of the graph behind the target layer is evaluated in float64. What it takes from the part
+    before (the activations, and values that pass the layer by) is computed in float32 by onnxruntime and
+    widened: any point is as good as another to test a derivative at.
+
+    Returns
+    -------
+    tuple of float and dict
+        The largest error over layers, directions, images and classes, relative to the typical directional
+        derivative; and the float64 logits and gradients.
+    """
+    worst = 0.0
+    expected: Arrays = {}
+    weights: Arrays = {}
+    for layer in layers:
+        side = _side_inputs(model, layer.activations)
+        inputs = [layer.activations, *side]
+        values = _evaluate(model, inputs, probe)
+        whole = Float64Graph(model, [*inputs, CLASS_INDEX], [LOGITS, EXPLAINED, layer.gradients], weights)
+        forward = Float64Graph(model, inputs, [LOGITS], weights)
+        point = whole.run({**values, CLASS_INDEX: probe.class_index})
+        expected |= point
+        gradients = point[layer.gradients]
+        generator = np.random.default_rng(1)
+        for _ in range(DIRECTIONS):
+            direction = generator.standard_normal(values[layer.activations].shape)
+            direction *= max(float(np.sqrt(np.mean(np.square(values[layer.activations])))), 1e-3)
+            predicted = np.einsum("bkchw,bchw->bk", gradients, direction)
+            # The root mean square of such a product over random directions.
+            scale = np.sqrt(np.square(gradients).sum(axis=(2, 3, 4)) * np.mean(np.square(direction)))
+            error = np.inf
+            for step in STEPS:
+                measured = _difference(forward, values, layer.activations, direction, step, point)
+                error = min(error, _error(predicted, measured, scale))
+                if error <= GOOD_ENOUGH:
+                    break
+            worst = max(worst, error)
+    return worst, expected
+
+
+def relative_error(actual: Array, expected: Array) -> float:
+    """Return the relative L2 error; not a number where either isn't."""
+    difference = np.linalg.norm((actual - expected).astype(np.float64))
+    size = np.linalg.norm(expected.astype(np.float64))
+    return float(difference if size == 0 else difference / size)
+
+
+def median_error(actual: Array, expected: Array) -> float:
+    """Return the median error over the elements that aren't zero, relative to the largest of them."""
+    nonzero = (expected != 0) | (actual != 0)
+    if not nonzero.any():
+        return 0.0
+    return float(np.median(np.abs(actual - expected)[nonzero]) / np.abs(expected).max())
+
+
+def _side_inputs(model: ir.Model, activations: str) -> list[str]:
+    """Return the values that nodes behind the layer take from before it, other than constants."""
+    graph = model.graph
+    by_name = {value.name: value for node in graph for value in node.outputs}
+    behind = downstream(graph, [by_name[activations]])
+    image = next(value for value in graph.inputs if value.name == INPUT)
+    before = downstream(graph, [image]) - behind
+    crossing = (
+        value.name
+        for node in graph
+        if any(output in behind for output in node.outputs)
+        for value in node.inputs
+        if value in before
+    )
+    return [name for name in dict.fromkeys(crossing) if name is not None]
+
+
+def _evaluate(model: ir.Model, names: list[str], probe: Probe) -> Arrays:
+    """Evaluate values of a model in float32."""
+    part = ir.convenience.extract(model.graph, [INPUT], names)
+    session = _session(ir.to_proto(ir.Model(part, ir_version=model.ir_version)).SerializeToString())
+    return dict(zip(names, session.run(names, {INPUT: probe.image}), strict=True))
+
+
+def _session(model: Path | bytes) -> onnxruntime.InferenceSession:
+    options = onnxruntime.SessionOptions()
+    # Beside PyTorch's threads, waiting ones of onnxruntime would only take time from them.
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    options.log_severity_level = 3
+    source = model if isinstance(model, bytes) else str(model)
+    return onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
+
+
+def _difference(
+    forward: Float64Graph, values: Arrays, name: str, direction: Array, step: float, point: Arrays
+) -> Array:
+    """Return the central difference of the explained logits along a direction, [batch, classes]."""
+    ahead, behind = (
+        forward.run({**values, name: values[name] + sign * step * direction})[LOGITS] for sign in (1, -1)
+    )
+    return np.take_along_axis((ahead - behind) / (2 * step), point[EXPLAINED], axis=1)
+
+
+def _error(predicted: Array, measured: Array, scale: Array) -> float:
+    differences = np.abs(predicted - measured)
+    return float(np.max(np.divide(differences, scale, out=differences.copy(), where=scale > 0)))
+
+
+def _one_digit(number: float) -> float:
+    return float(f"{number:.0e}")
