@@ -14,7 +14,10 @@ __all__ = ["main"]
 
 
 @click.group(
-    cls=OneLineErrors, params=[debug_option()], context_settings={"help_option_names": ["-h", "--help"]}
+    "onnxplain",
+    cls=OneLineErrors,
+    params=[debug_option()],
+    context_settings={"help_option_names": ["-h", "--help"]},
 )
 @click.version_option(__version__, prog_name="onnxplain", message="%(prog)s %(version)s")
 def main() -> None:
