@@ -1,0 +1,367 @@
+"""`onnxplain explain`: what it writes, and what it answers to bad models, pictures and classes."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any, get_args
+
+import cv2
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper
+
+from cli_helpers import LABELS, assert_one_line_error, run, write_explainer, write_picture
+from onnxplain import Explainer
+from onnxplain.cli._pictures import find_pictures, overlay_name
+from onnxplain.cli.explain import command
+from onnxplain.images import read_image
+from onnxplain.manifest import METADATA_KEY
+from onnxplain.maps import METHODS
+from onnxplain.overlay import Colormap
+from onnxplain.session import Device
+from tiny_explainer import tiny_explainer, tiny_manifest
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    return write_explainer(tmp_path / "model.onnx")
+
+
+@pytest.fixture
+def picture(tmp_path: Path) -> Path:
+    return write_picture(tmp_path / "picture.png")
+
+
+@pytest.fixture
+def out(tmp_path: Path) -> Path:
+    return tmp_path / "out"
+
+
+def records(out: Path) -> list[dict[str, Any]]:
+    lines = (out / "explanations.jsonl").read_text(encoding="utf-8").splitlines()
+    return [json.loads(line) for line in lines]
+
+
+def files(folder: Path) -> set[str]:
+    return {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_predicted_class_by_default(model: Path, picture: Path, out: Path) -> None:
+    result = run("explain", model, picture, "-o", out)
+    assert (result.exit_code, result.stderr) == (0, "")
+    expected = Explainer(model).explain(picture)
+    (record,) = records(out)
+    (found,) = record.pop("classes")
+    assert record == {"path": str(picture), "model": str(model), "method": "gradcam", "layer": "features"}
+    overlay = found.pop("overlay")
+    assert found == {
+        "index": expected.index,
+        "label": expected.label,
+        "logit": pytest.approx(expected.logit, rel=1e-6),
+        "probability": pytest.approx(expected.probability, rel=1e-6),
+        "boxes": [list(box) for box in expected.boxes()],
+    }
+    np.testing.assert_array_equal(read_image(out / overlay), expected.overlay())
+    assert files(out) == {overlay, "explanations.jsonl"}
+    for shown in (str(picture), str(expected.label), f"{expected.probability:.1%}", str(out / overlay)):
+        assert shown in result.stdout
+
+
+def test_top(model: Path, picture: Path, out: Path) -> None:
+    assert run("explain", model, picture, "--top", "3", "-o", out).exit_code == 0
+    expected = Explainer(model).explain_classes(picture, top=3)
+    (record,) = records(out)
+    assert [found["index"] for found in record["classes"]] == [one.index for one in expected]
+    assert len(files(out)) == 4
+
+
+@pytest.mark.parametrize(
+    ("named", "indices"),
+    [
+        (["1"], [1]),
+        (["tiger cat"], [1]),
+        (["2", "tabby cat"], [2, 0]),
+        (["-1", "-2", "-3", "-4"], "ranking"),
+        (["1", "tiger cat", "1"], [1]),
+        (["-1", "0", "1", "2", "3"], "each once"),
+    ],
+)
+def test_classes(named: list[str], indices: list[int] | str, model: Path, picture: Path, out: Path) -> None:
+    flags = [part for name in named for part in ("--class", name)]
+    assert run("explain", model, picture, *flags, "-o", out).exit_code == 0
+    (record,) = records(out)
+    ranking = [one.index for one in Explainer(model).explain_classes(picture, top=4)]
+    if indices == "ranking":
+        indices = ranking
+    if indices == "each once":
+        indices = [ranking[0], *sorted(set(range(4)) - {ranking[0]})]
+    assert [found["index"] for found in record["classes"]] == indices
+    assert [found["label"] for found in record["classes"]] == [LABELS[index] for index in indices]
+
+
+def test_one_forward_pass_for_all_classes(
+    model: Path, picture: Path, out: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runs = []
+    infer = Explainer._infer
+    monkeypatch.setattr(Explainer, "_infer", lambda self, *args: runs.append(1) or infer(self, *args))
+    assert run("explain", model, picture, "--top", "4", "-o", out).exit_code == 0
+    assert len(records(out)[0]["classes"]) == 4
+    assert len(runs) == 1
+
+
+@pytest.mark.parametrize("method", ["cam", "gradcam"])
+@pytest.mark.parametrize("colormap", ["jet", "viridis"])
+def test_method_and_colormap(method: str, colormap: Colormap, model: Path, picture: Path, out: Path) -> None:
+    flags = ["--method", method, "--colormap", colormap, "--class", "0"]
+    assert run("explain", model, picture, *flags, "-o", out).exit_code == 0
+    (record,) = records(out)
+    assert record["method"] == method
+    expected = Explainer(model).explain(picture, 0, method).overlay(colormap)
+    np.testing.assert_array_equal(read_image(out / record["classes"][0]["overlay"]), expected)
+
+
+def test_choices_are_those_of_the_library() -> None:
+    choices = {option.name: getattr(option.type, "choices", None) for option in command.params}
+    assert set(choices["method"]) == set(METHODS)
+    assert tuple(choices["colormap"]) == get_args(Colormap)
+    assert tuple(choices["device"]) == get_args(Device)
+
+
+def test_probability_none(tmp_path: Path, picture: Path, out: Path) -> None:
+    model = onnx.load_from_string(tiny_explainer())
+    manifest = json.loads(tiny_manifest().to_json()) | {"activation": "none", "labels": None}
+    helper.set_model_props(model, {METADATA_KEY: json.dumps(manifest)})
+    onnx.save(model, tmp_path / "bare.onnx")
+    result = run("explain", tmp_path / "bare.onnx", picture, "-o", out)
+    assert result.exit_code == 0
+    (found,) = records(out)[0]["classes"]
+    assert found["probability"] is None
+    assert found["label"] is None
+    assert found["overlay"] == f"picture.{found['index']}.png"
+
+
+def test_folder_with_one_bad_picture(model: Path, tmp_path: Path, out: Path) -> None:
+    folder = tmp_path / "photos"
+    names = ["b.jpg", "a.png", "deep/er/a.png", "deep/A.webp"]
+    for seed, name in enumerate(names):
+        write_picture(folder / name, seed)
+    (folder / "aa.jpg").write_text("not a picture")
+    (folder / "notes.txt").write_text("left out")
+    write_picture(folder / ".hidden.png")
+    write_picture(folder / ".cache" / "x.png")
+    result = run("explain", model, folder, "-o", out)
+    assert_one_line_error(result, 1, str(folder / "aa.jpg"))
+    sorted_names = ["a.png", "b.jpg", "deep/A.webp", "deep/er/a.png"]
+    assert [record["path"] for record in records(out)] == [str(folder / name) for name in sorted_names]
+    for record in records(out):
+        (found,) = record["classes"]
+        alone = Explainer(model).explain(record["path"])
+        assert found["index"] == alone.index
+        np.testing.assert_array_equal(read_image(out / found["overlay"]), alone.overlay())
+    assert len(files(out)) == 5
+    assert any(name.startswith("deep/er/a.") for name in files(out))
+
+
+def test_output_folder_within_the_folder(model: Path, tmp_path: Path) -> None:
+    write_picture(tmp_path / "photos" / "a.png")
+    for _ in range(2):
+        result = run("explain", model, tmp_path / "photos", "-o", tmp_path / "photos" / "out")
+        assert result.exit_code == 0
+    assert len(records(tmp_path / "photos" / "out")) == 1
+    assert len(files(tmp_path / "photos" / "out")) == 2
+
+
+def test_pictures_of_the_same_name(model: Path, tmp_path: Path, out: Path) -> None:
+    paths = [
+        write_picture(tmp_path / "one" / "cat.png", 1),
+        write_picture(tmp_path / "two" / "cat.png", 2),
+        write_picture(tmp_path / "two" / "cat.jpg", 3),
+        write_picture(tmp_path / "two" / "CAT.bmp", 4),
+        write_picture(tmp_path / "two" / "cat-2.png", 5),
+    ]
+    assert run("explain", model, *paths, "--class", "0", "-o", out).exit_code == 0
+    overlays = [record["classes"][0]["overlay"] for record in records(out)]
+    assert overlays == [f"{name}.0-tabby-cat.png" for name in ("cat", "cat-2", "cat-3", "CAT-4", "cat-2-2")]
+    for path, overlay in zip(paths, overlays, strict=True):
+        expected = Explainer(model).explain(path, 0).overlay()
+        np.testing.assert_array_equal(read_image(out / overlay), expected)
+
+
+def test_earlier_record_is_replaced(model: Path, picture: Path, out: Path) -> None:
+    for index in ("0", "1"):
+        assert run("explain", model, picture, "--class", index, "-o", out).exit_code == 0
+    assert [record["classes"][0]["index"] for record in records(out)] == [1]
+
+
+def test_interruption_keeps_what_was_done(
+    model: Path, tmp_path: Path, out: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    paths = [write_picture(tmp_path / f"{name}.png") for name in "abc"]
+    explain = Explainer.explain_classes
+
+    def interrupted(self: Explainer, image: Path, *args: Any, **options: Any) -> Any:
+        if image == paths[2]:
+            raise KeyboardInterrupt
+        return explain(self, image, *args, **options)
+
+    monkeypatch.setattr(Explainer, "explain_classes", interrupted)
+    assert run("explain", model, *paths, "-o", out).exit_code == 130
+    assert [record["path"] for record in records(out)] == [str(path) for path in paths[:2]]
+    assert len(files(out)) == 3
+
+
+def truncated_jpeg(path: Path) -> None:
+    write_picture(path)
+    path.write_bytes(path.read_bytes()[:-200])
+
+
+BAD_PICTURES = {
+    "missing.png": lambda path: None,
+    "text.png": lambda path: path.write_text("hello"),
+    "truncated.jpg": truncated_jpeg,
+    "empty.png": lambda path: path.write_bytes(b""),
+    "folder without pictures": lambda path: (path / "deeper").mkdir(parents=True),
+    "nan.tiff": lambda path: path.write_bytes(
+        cv2.imencode(".tiff", np.full((9, 9, 3), np.nan, np.float32))[1].tobytes()
+    ),
+}
+
+
+@pytest.mark.parametrize("name", BAD_PICTURES)
+def test_bad_picture(name: str, model: Path, tmp_path: Path, out: Path) -> None:
+    BAD_PICTURES[name](tmp_path / name)
+    assert_one_line_error(run("explain", model, tmp_path / name, "-o", out), 1, name)
+    assert not out.exists()
+
+
+def plain_model() -> bytes:
+    value = helper.make_tensor_value_info("x", TensorProto.FLOAT, [1])
+    output = helper.make_tensor_value_info("y", TensorProto.FLOAT, [1])
+    graph = helper.make_graph([helper.make_node("Relu", ["x"], ["y"])], "plain", [value], [output])
+    opsets = [helper.make_opsetid("", 20)]
+    model: bytes = helper.make_model(graph, opset_imports=opsets, ir_version=10).SerializeToString()
+    return model
+
+
+def with_manifest(text: str) -> bytes:
+    model = onnx.load_from_string(tiny_explainer())
+    helper.set_model_props(model, {METADATA_KEY: text})
+    data: bytes = model.SerializeToString()
+    return data
+
+
+BAD_MODELS = {
+    "missing": (None, ["no model file", "bad.onnx"]),
+    "empty": (b"", ["empty"]),
+    "text": (b"this is no model", ["bad.onnx"]),
+    "damaged": (tiny_explainer()[:-700], ["bad.onnx"]),
+    "plain": (plain_model(), ["plain ONNX model", "onnxplain export"]),
+    "newer": (with_manifest(json.dumps({"schema": 99})), ["schema 99", "pip install --upgrade onnxplain"]),
+    "manifest is no JSON": (with_manifest("{"), ["JSON", "export"]),
+}
+
+
+@pytest.mark.parametrize("name", BAD_MODELS)
+@pytest.mark.parametrize("command_name", ["explain", "inspect"])
+def test_bad_model(name: str, command_name: str, picture: Path, tmp_path: Path, out: Path) -> None:
+    data, words = BAD_MODELS[name]
+    path = tmp_path / "bad.onnx"
+    if data is not None:
+        path.write_bytes(data)
+    args = [picture, "-o", out] if command_name == "explain" else []
+    assert_one_line_error(run(command_name, path, *args), 1, *words)
+    assert not out.exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("4", ["class 4", "0 to 3"]),
+        ("-5", ["class -5", "-4"]),
+        ("99999999999999999999", ["out of range"]),
+        ("tiger cta", ["'tiger cta'", "did you mean 'tiger cat'"]),
+        ("crane", ["'crane'", "2, 3"]),
+        ("", ["''"]),
+    ],
+)
+def test_bad_class(name: str, words: list[str], model: Path, picture: Path, out: Path) -> None:
+    assert_one_line_error(run("explain", model, picture, "--class", name, "-o", out), 1, *words)
+    assert not out.exists()
+
+
+def test_more_classes_than_there_are(model: Path, picture: Path, out: Path) -> None:
+    assert_one_line_error(run("explain", model, picture, "--top", "5", "-o", out), 1, "4 classes")
+
+
+def test_cam_where_it_is_undefined(tmp_path: Path, picture: Path, out: Path) -> None:
+    manifest = json.loads(tiny_manifest().to_json())
+    manifest["layers"][0]["head"] = None
+    (tmp_path / "mlp.onnx").write_bytes(with_manifest(json.dumps(manifest)))
+    result = run("explain", tmp_path / "mlp.onnx", picture, "--method", "cam", "-o", out)
+    assert_one_line_error(result, 1, "global average pooling", "gradcam")
+    assert not out.exists()
+
+
+def test_unavailable_device(model: Path, picture: Path, out: Path) -> None:
+    onnxruntime = pytest.importorskip("onnxruntime")
+    if "CUDAExecutionProvider" in onnxruntime.get_available_providers():
+        pytest.skip("CUDA is available here")
+    result = run("explain", model, picture, "--device", "cuda", "-o", out)
+    assert_one_line_error(result, 1, "CUDAExecutionProvider", "CPUExecutionProvider")
+
+
+def test_output_is_a_file(model: Path, picture: Path) -> None:
+    assert_one_line_error(run("explain", model, picture, "-o", picture), 2, "--output", "is a file")
+
+
+def test_output_can_not_be_made(model: Path, picture: Path) -> None:
+    assert_one_line_error(run("explain", model, picture, "-o", picture / "out"), 1, "Not a directory")
+
+
+def test_hostile_labels(tmp_path: Path, picture: Path, out: Path) -> None:
+    label = "../../evil\x1b[31m\nC:\\<name>|?*" + "x" * 300
+    model = write_explainer(tmp_path / "hostile.onnx", (label,) * 4)
+    result = run("explain", model, picture, "--class", "0", "-o", out)
+    assert result.exit_code == 0
+    assert "\x1b" not in result.output
+    (overlay,) = files(out) - {"explanations.jsonl"}
+    assert Path(overlay).parent == Path()
+    assert records(out)[0]["classes"][0]["label"] == label
+
+
+@pytest.mark.parametrize(
+    ("label", "name"),
+    [
+        ("tiger cat", "cat.7-tiger-cat.png"),
+        (None, "cat.7.png"),
+        ("7", "cat.7.png"),
+        ('a/b\\c:d*e?f"g<h>i|j', "cat.7-a-b-c-d-e-f-g-h-i-j.png"),
+        ("St. Bernard...", "cat.7-St-Bernard.png"),
+        ("...", "cat.7.png"),
+        ("été 猫", "cat.7-été-猫.png"),
+        ("猫" * 100, f"cat.7-{'猫' * 20}.png"),
+    ],
+)
+def test_overlay_name(label: str | None, name: str) -> None:
+    assert overlay_name(Path("photos/cat"), 7, label) == Path("photos") / name
+
+
+def test_long_names_stay_within_the_limit(tmp_path: Path) -> None:
+    path = write_picture(tmp_path / ("é" * 120 + ".png"))
+    (picture,) = find_pictures([path], tmp_path / "out")
+    assert len(os.fsencode(overlay_name(picture.stem, 123456, "猫" * 100))) <= 255
+
+
+def test_name_that_is_not_unicode(model: Path, tmp_path: Path, out: Path) -> None:
+    name = os.fsdecode(b"caf\xe9.png")
+    try:
+        write_picture(tmp_path / name)
+    except OSError:
+        pytest.skip("this file system takes Unicode names only")
+    result = run("explain", model, tmp_path / name, "-o", out)
+    assert result.exit_code == 0, result.output
+    assert records(out)[0]["path"] == str(tmp_path / name)
