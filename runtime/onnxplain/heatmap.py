@@ -16,9 +16,9 @@ def heatmap(
 ) -> NDArray[np.float32]:
     """Lay a layer's map, or the mean of several layers', over a picture.
 
-    Each map goes through ReLU, is resized bilinearly (half-pixel centres, as OpenCV's INTER_LINEAR and
-    ONNX's Resize have it), and scaled to [0, 1] by its smallest and largest value. Several are averaged and
-    scaled again.
+    Each map goes through ReLU, is scaled to [0, 1] by its smallest and largest cell, and resized bilinearly
+    (half-pixel centres, as OpenCV's INTER_LINEAR and ONNX's Resize have it); their mean is scaled to [0, 1]
+    once more. For one map that is minmax(resize(ReLU(map))); for several, what grad-cam does.
 
     Parameters
     ----------
@@ -38,11 +38,9 @@ def heatmap(
     view = view or View(0, 0, height, width)
     rows = _pixels_inside(view.top, view.height, height)
     columns = _pixels_inside(view.left, view.width, width)
-    layers = [_minmax(_resize(np.maximum(map_, 0), view, rows, columns)) for map_ in maps]
+    layers = [_resize(_minmax(np.maximum(map_, 0)), view, rows, columns) for map_ in maps]
     placed = np.zeros(size, np.float32)
-    placed[rows.start : rows.stop, columns.start : columns.stop] = (
-        layers[0] if len(layers) == 1 else _minmax(np.mean(layers, axis=0))
-    )
+    placed[rows.start : rows.stop, columns.start : columns.stop] = _minmax(sum(layers[1:], layers[0]))
     return placed
 
 
@@ -53,12 +51,11 @@ def _pixels_inside(start: float, extent: float, length: int) -> range:
     return range(first, max(first, last))
 
 
-def _resize(map_: NDArray[np.floating[Any]], view: View, rows: range, columns: range) -> NDArray[np.float32]:
+def _resize(map_: NDArray[np.float32], view: View, rows: range, columns: range) -> NDArray[np.float32]:
     """Sample a map, stretched over the view, at pixel centres. One pass, wherever the view begins."""
     y = _interpolation(map_.shape[0], view.top, view.height, rows)
     x = _interpolation(map_.shape[1], view.left, view.width, columns)
-    resized: NDArray[np.float32] = y @ map_.astype(np.float32) @ x.T
-    return resized
+    return np.asarray(y @ map_ @ x.T, np.float32)
 
 
 def _interpolation(cells: int, start: float, extent: float, pixels: range) -> NDArray[np.float32]:
@@ -69,13 +66,10 @@ def _interpolation(cells: int, start: float, extent: float, pixels: range) -> ND
     return weights.astype(np.float32)
 
 
-def _minmax(values: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Scale to [0, 1]; all 0 where the values are all the same."""
-    if values.size == 0:
-        return values
-    low, high = values.min(), values.max()
+def _minmax(values: NDArray[np.floating[Any]]) -> NDArray[np.float32]:
+    """Scale to [0, 1]; all 0 where the values are all the same, or there are none."""
+    low, high = values.min(initial=np.inf), values.max(initial=-np.inf)
     if not high > low:
-        return np.zeros_like(values)
-    values = values - low
-    values /= high - low
-    return values
+        return np.zeros(values.shape, np.float32)
+    scaled: NDArray[np.floating[Any]] = (values - low) / (high - low)
+    return scaled.astype(np.float32, copy=False)

@@ -39,9 +39,9 @@ def read_image(image: Image) -> RGB:
         There is no such file, it is no picture or a damaged one, or the array is no picture.
     """
     if isinstance(image, np.ndarray):
-        return _from_array(image, "the array")
+        return _from_array(image.copy(), "the array")  # its owner may fill it with the next frame
     if isinstance(image, (bytes, bytearray, memoryview)):
-        return decode_image(bytes(image), "the bytes")
+        return decode_image(bytes(image), "the encoded picture")
     if isinstance(image, (str, os.PathLike)):
         return decode_image(_read_file(Path(image)), os.fspath(image))
     raise ImageError(f"a picture is a path, encoded bytes, or a numpy array, not {type(image).__name__}")
@@ -110,19 +110,23 @@ def _from_array(pixels: NDArray[Any], name: str, premultiplied: bool = False) ->
         )
     if pixels.size == 0:
         raise ImageError(f"{name} has no pixels: its shape is {list(pixels.shape)}")
-    pixels = _to_8_bits(pixels, name)
-    if pixels.shape[2] == 1:
-        return np.repeat(pixels, 3, axis=2)
-    if pixels.shape[2] == 4:
-        return _over_white(pixels, premultiplied)
-    return pixels
-
-
-def _to_8_bits(pixels: NDArray[Any], name: str) -> NDArray[np.uint8]:
-    if pixels.dtype == np.uint8:
+    if pixels.dtype == np.uint8 and pixels.shape[2] == 3:
         return np.ascontiguousarray(pixels)
+    levels = _to_levels(pixels, name)
+    if pixels.shape[2] == 4:
+        alpha = levels[..., 3:]
+        colour = levels[..., :3] if premultiplied else levels[..., :3] * alpha / 255
+        levels = np.minimum(colour + 255 - alpha, 255, dtype=np.float32)  # over white
+    levels = np.broadcast_to(levels, (*pixels.shape[:2], 3))
+    return np.ascontiguousarray(levels + np.float32(0.5), np.uint8)
+
+
+def _to_levels(pixels: NDArray[Any], name: str) -> NDArray[np.float32]:
+    """Return pixels of any depth as floats from 0 to 255."""
+    if pixels.dtype == np.uint8:
+        return pixels.astype(np.float32)
     if pixels.dtype == np.uint16:
-        return (pixels.astype(np.float32) / 257 + 0.5).astype(np.uint8)
+        return pixels.astype(np.float32) / np.float32(257)
     if not np.issubdtype(pixels.dtype, np.floating):
         raise ImageError(f"{name} has dtype {pixels.dtype}; a picture is uint8, uint16, or floats in [0, 1]")
     if not np.isfinite(pixels).all():
@@ -132,16 +136,7 @@ def _to_8_bits(pixels: NDArray[Any], name: str) -> NDArray[np.uint8]:
         raise ImageError(
             f"{name} has floats from {low:g} to {high:g}; floats must be in [0, 1] (or pass uint8, 0 to 255)"
         )
-    return (pixels * 255 + 0.5).astype(np.uint8)
-
-
-def _over_white(rgba: NDArray[np.uint8], premultiplied: bool) -> RGB:
-    """Lay RGBA over white."""
-    colour, alpha = rgba[..., :3].astype(np.float32), rgba[..., 3:].astype(np.float32)
-    if not premultiplied:
-        colour *= alpha / 255
-    rgb: NDArray[np.float32] = np.minimum(colour + (255 - alpha) + 0.5, 255)
-    return rgb.astype(np.uint8)
+    return pixels.astype(np.float32) * np.float32(255)
 
 
 def _turn(pixels: NDArray[Any], orientation: int) -> NDArray[Any]:

@@ -54,7 +54,8 @@ def preprocess(image: NDArray[np.uint8], spec: Preprocessing) -> tuple[NDArray[n
         pixels = pixels[..., ::-1]
     elif spec.color == "L":
         pixels = np.asarray(cv2.cvtColor(pixels, cv2.COLOR_RGB2GRAY), np.uint8)[..., None]
-    tensor = pixels.transpose(2, 0, 1).astype(np.float32) / np.float32(255)
+    tensor = pixels.transpose(2, 0, 1).astype(np.float32, order="C")
+    tensor /= 255
     tensor -= np.array(spec.mean, np.float32)[:, None, None]
     tensor /= np.array(spec.std, np.float32)[:, None, None]
     y, x = image.shape[0] / size[0], image.shape[1] / size[1]

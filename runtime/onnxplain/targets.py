@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import operator
 from collections.abc import Sequence
 from typing import SupportsIndex
 
@@ -35,9 +36,12 @@ def resolve_target(target: Target, labels: Sequence[str] | None, num_classes: in
         return -1
     if isinstance(target, str):
         return _index_of(target, labels)
-    if isinstance(target, (bool, np.bool_)) or not hasattr(target, "__index__"):
-        raise TargetError(f"a class is an index, a label or a negative rank, not {target!r}")
-    index = target.__index__()
+    try:
+        if isinstance(target, (bool, np.bool_)):
+            raise TypeError
+        index = operator.index(target)
+    except TypeError:
+        raise TargetError(f"a class is an index, a label or a negative rank, not {target!r}") from None
     if num_classes is not None and not -num_classes <= index < num_classes:
         raise TargetError(
             f"class {index} is out of range: the model has {num_classes} classes, 0 to {num_classes - 1} "

@@ -1,0 +1,121 @@
+"""The maps, against the papers' equations written out as loops, and against each other."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from onnxplain import cam, gradcam
+from onnxplain.maps import METHODS
+
+BATCH, CLASSES, CHANNELS, H, W = 2, 3, 5, 4, 6
+
+
+def random_arrays(dtype=np.float32):
+    rng = np.random.default_rng(0)
+    return (
+        rng.normal(size=(BATCH, CHANNELS, H, W)).astype(dtype),
+        rng.normal(size=(BATCH, CLASSES, CHANNELS, H, W)).astype(dtype),
+    )
+
+
+def test_gradcam_by_hand():
+    activations = np.array([[[1, 2], [3, 4]], [[0, 1], [0, -2]]], np.float32)
+    gradients = np.array([[[1, 1], [1, 1]], [[-4, 0], [0, -4]]], np.float32)
+    # alpha = (1, -2); sum = A_0 - 2 A_1 = [[1, 0], [3, 8]]
+    assert gradcam(activations, gradients).tolist() == [[1, 0], [3, 8]]
+    # alpha = (-1, 2): everything is negative or 0, and the ReLU leaves nothing
+    assert gradcam(activations, -gradients).tolist() == [[0, 0], [0, 0]]
+
+
+def test_cam_by_hand():
+    activations = np.array([[[1, 2], [3, 4]], [[0, 1], [0, -2]]], np.float32)
+    weights = np.array([2, -3], np.float32)
+    gradients = np.ones((2, 2, 2), np.float32) * (weights / 4)[:, None, None]
+    assert cam(activations, gradients).tolist() == [[2, 1], [6, 14]]
+    assert cam(activations, -gradients).tolist() == [[-2, -1], [-6, -14]]
+
+
+def test_gradcam_is_its_equation():
+    activations, gradients = random_arrays()
+    maps = gradcam(activations, gradients)
+    assert maps.shape == (BATCH, CLASSES, H, W)
+    assert maps.dtype == np.float32
+    for b in range(BATCH):
+        for c in range(CLASSES):
+            expected = sum(gradients[b, c, k].mean() * activations[b, k] for k in range(CHANNELS))
+            np.testing.assert_allclose(maps[b, c], np.maximum(expected, 0), atol=1e-6)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_axes_that_are_left_out_give_the_same_maps(method):
+    activations, gradients = random_arrays()
+    maps = METHODS[method].maps
+    whole = maps(activations, gradients)
+    np.testing.assert_allclose(maps(activations[1], gradients[1]), whole[1], atol=1e-6)
+    np.testing.assert_allclose(maps(activations, gradients[:, 2]), whole[:, 2], atol=1e-6)
+    np.testing.assert_allclose(maps(activations[1], gradients[1, 2]), whole[1, 2], atol=1e-6)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_no_classes_give_no_maps(method):
+    activations, gradients = random_arrays()
+    assert METHODS[method].maps(activations, gradients[:, :0]).shape == (BATCH, 0, H, W)
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize(
+    ("given", "returned"), [(np.float16, np.float32), (np.float32, np.float32), (np.float64, np.float64)]
+)
+def test_precision(method, given, returned):
+    activations, gradients = random_arrays(given)
+    maps = METHODS[method].maps(activations, gradients)
+    assert maps.dtype == returned
+    exact = METHODS[method].maps(activations.astype(np.float64), gradients.astype(np.float64))
+    np.testing.assert_allclose(maps, exact, atol=1e-5)
+
+
+def test_half_precision_does_not_overflow():
+    activations = np.full((1, 8, 8), 60000, np.float16)
+    gradients = np.full((1, 8, 8), 1, np.float16)
+    assert (cam(activations, gradients) == 64 * np.float32(60000)).all()
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_the_arguments_are_left_alone(method):
+    activations, gradients = random_arrays()
+    before = activations.copy(), gradients.copy()
+    METHODS[method].maps(activations, gradients)
+    assert (activations == before[0]).all()
+    assert (gradients == before[1]).all()
+
+
+def test_identities_of_a_gap_linear_head():
+    """The mean of CAM and the bias make the logit; CAM is h w times Grad-CAM before its ReLU."""
+    rng = np.random.default_rng(1)
+    activations = rng.normal(size=(BATCH, CHANNELS, H, W)).astype(np.float32)
+    weight = rng.normal(size=(CLASSES, CHANNELS)).astype(np.float32)
+    bias = rng.normal(size=CLASSES).astype(np.float32)
+    logits = activations.mean((2, 3)) @ weight.T + bias
+    gradients = np.broadcast_to(
+        (weight / (H * W))[None, :, :, None, None], (BATCH, CLASSES, CHANNELS, H, W)
+    ).astype(np.float32)
+    maps = cam(activations, gradients)
+    np.testing.assert_allclose(maps.mean((2, 3)) + bias, logits, atol=1e-5)
+    np.testing.assert_allclose(np.maximum(maps / (H * W), 0), gradcam(activations, gradients), atol=1e-6)
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize(
+    ("activations", "gradients"),
+    [
+        ((2, 5, 4, 6), (2, 3, 4, 4, 6)),  # another number of channels
+        ((2, 5, 4, 6), (1, 3, 5, 4, 6)),  # another batch
+        ((2, 5, 4, 6), (2, 3, 5, 6, 4)),  # height and width swapped
+        ((4, 6), (3, 4, 6)),  # no channels
+        ((5, 4, 6), (2, 3, 5, 4, 6)),  # gradients of a batch, activations of one
+    ],
+)
+def test_shapes_that_do_not_fit(method, activations, gradients):
+    with pytest.raises(ValueError, match=r"channels, h, w"):
+        METHODS[method].maps(np.zeros(activations), np.zeros(gradients))
