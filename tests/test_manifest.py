@@ -1,0 +1,189 @@
+"""The manifest: its contract, and files that don't keep to it."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from onnxplain import Layer, Manifest, ModelError, Preprocessing
+
+# The example of the file format, with a whole number for a mean, as JSON writers may have it.
+EXAMPLE = {
+    "schema": 1,
+    "producer": {"onnxplain": "0.1.0", "torch": "2.13.0", "onnx": "1.23.2"},
+    "source": {"kind": "torch", "name": "torchvision:resnet50", "sha256": "ab"},
+    "input": {
+        "channels": 3,
+        "height": 224,
+        "width": 224,
+        "color": "RGB",
+        "resize": 256,
+        "crop": "center",
+        "interpolation": "bilinear",
+        "mean": [0.485, 0.456, 0],
+        "std": [0.229, 0.224, 1],
+    },
+    "labels": ["tench", "goldfish"],
+    "activation": "softmax",
+    "layers": [
+        {
+            "name": "layer4",
+            "activations": "activations",
+            "gradients": "gradients",
+            "channels": 2048,
+            "height": 7,
+            "width": 7,
+            "tokens": None,
+            "head": "gap_linear",
+        }
+    ],
+    "verification": {"reference": "float64 directional derivatives", "inputs": 3, "logits": 3e-07},
+}
+
+
+def changed(*keys, to):
+    """Return the example's JSON with one value changed; the last of `keys` says which."""
+    fields = json.loads(json.dumps(EXAMPLE))
+    inner = fields
+    for key in keys[:-1]:
+        inner = inner[key]
+    inner[keys[-1]] = to
+    return json.dumps(fields)
+
+
+def test_the_example():
+    manifest = Manifest.from_json(json.dumps(EXAMPLE))
+    assert manifest.input == Preprocessing(mean=(0.485, 0.456, 0), std=(0.229, 0.224, 1))
+    assert manifest.layers == (Layer("layer4", "activations", "gradients", 2048, 7, 7, head="gap_linear"),)
+    assert manifest.labels == ("tench", "goldfish")
+    assert json.loads(manifest.to_json()) == EXAMPLE
+    assert Manifest.from_json(manifest.to_json()) == manifest
+
+
+def test_the_order_of_the_keys_is_that_of_the_file_format():
+    assert list(json.loads(Manifest.from_json(json.dumps(EXAMPLE)).to_json())) == list(EXAMPLE)
+
+
+def test_labels_of_any_script_survive():
+    manifest = Manifest.from_json(changed("labels", to=["Hündchen", "猫"]))
+    assert manifest.labels == ("Hündchen", "猫")
+    assert Manifest.from_json(manifest.to_json()) == manifest
+
+
+def test_keys_that_a_later_version_adds_are_left_out():
+    fields = json.loads(json.dumps(EXAMPLE)) | {"more": 1}
+    fields["input"]["more"] = [1]
+    fields["layers"][0]["more"] = {}
+    assert Manifest.from_json(json.dumps(fields)) == Manifest.from_json(json.dumps(EXAMPLE))
+
+
+@pytest.mark.parametrize("resize", [None, 232, [250, 240]])
+def test_resizes(resize):
+    assert (
+        json.loads(Manifest.from_json(changed("input", "resize", to=resize)).to_json())["input"]["resize"]
+        == resize
+    )
+
+
+@pytest.mark.parametrize("schema", [2, 10**20])
+def test_a_newer_schema(schema):
+    with pytest.raises(ModelError, match=r"schema \d+, and this onnxplain reads up to 1; upgrade"):
+        Manifest.from_json(changed("schema", to=schema))
+
+
+@pytest.mark.parametrize(
+    ("keys", "value"),
+    [
+        (["schema"], None),
+        (["schema"], 0),
+        (["schema"], "1"),
+        (["schema"], True),
+        (["input"], None),
+        (["input"], []),
+        (["input", "channels"], 0),
+        (["input", "channels"], 2.5),
+        (["input", "height"], -1),
+        (["input", "height"], 10**9),
+        (["input", "height"], "224"),
+        (["input", "height"], True),
+        (["input", "color"], "CMYK"),
+        (["input", "color"], []),
+        (["input", "resize"], 0),
+        (["input", "resize"], [1]),
+        (["input", "resize"], [1, 2, 3]),
+        (["input", "resize"], "256"),
+        (["input", "resize"], 1e9),
+        (["input", "crop"], "left"),
+        (["input", "crop"], "none"),
+        (["input", "interpolation"], "area"),
+        (["input", "mean"], [0.5]),
+        (["input", "mean"], 0.5),
+        (["input", "mean"], ["a", "b", "c"]),
+        (["input", "mean"], [0.5, 0.5, None]),
+        (["input", "std"], [1, 1, 0]),
+        (["input", "std"], [1, 1, -1]),
+        (["labels"], "tench"),
+        (["labels"], [1, 2]),
+        (["labels"], {"0": "tench"}),
+        (["activation"], "relu"),
+        (["activation"], None),
+        (["activation"], []),
+        (["layers"], []),
+        (["layers"], {}),
+        (["layers"], ["layer4"]),
+        (["layers", 0, "name"], ""),
+        (["layers", 0, "name"], 4),
+        (["layers", 0, "activations"], None),
+        (["layers", 0, "channels"], 0),
+        (["layers", 0, "width"], 1.5),
+        (["layers", 0, "tokens"], 3),
+        (["layers", 0, "head"], "linear"),
+        (["layers", 0, "head"], {}),
+        (["producer"], []),
+        (["source"], None),
+        (["verification"], 3),
+    ],
+)
+def test_a_damaged_manifest(keys, value):
+    with pytest.raises(ModelError, match=r"^the manifest is damaged: .*; export the model again$"):
+        Manifest.from_json(changed(*keys, to=value))
+
+
+@pytest.mark.parametrize("key", ["schema", "input", "layers"])
+def test_a_missing_key(key):
+    fields = {name: value for name, value in EXAMPLE.items() if name != key}
+    with pytest.raises(ModelError, match="damaged"):
+        Manifest.from_json(json.dumps(fields))
+
+
+@pytest.mark.parametrize("key", ["name", "channels", "gradients"])
+def test_a_layer_without_a_key(key):
+    layer = {name: value for name, value in EXAMPLE["layers"][0].items() if name != key}
+    with pytest.raises(ModelError, match="damaged"):
+        Manifest.from_json(changed("layers", to=[layer]))
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "{", "[]", "null", "1", "9" * 5000, "[" * 200_000, '{"schema": NaN}', "\ud800", '{"schema": 1e999}'],
+)
+def test_text_that_is_no_manifest(text):
+    with pytest.raises(ModelError, match="manifest") as caught:
+        Manifest.from_json(text)
+    assert "\n" not in str(caught.value)
+    assert len(str(caught.value)) < 300
+
+
+@pytest.mark.parametrize("number", ["NaN", "Infinity", "1e999"])
+def test_numbers_that_are_not_finite(number):
+    with pytest.raises(ModelError, match="damaged"):
+        Manifest.from_json(changed("input", "mean", to=[0.5, 0.5, 0.123]).replace("0.123", number))
+
+
+def test_the_usual_transform_of_a_size():
+    usual = Preprocessing.for_size(3, 224, 224)
+    assert usual == Preprocessing()
+    assert Preprocessing.for_size(3, 96, 96).resize == 110
+    grey = Preprocessing.for_size(1, 28, 28)
+    assert (grey.color, grey.mean, grey.std, grey.resize) == ("L", (0.5,), (0.5,), 32)
