@@ -1,0 +1,222 @@
+"""`onnxplain export` and `onnxplain layers`, on small networks of the tests' own."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from cli_helpers import assert_one_line_error, run, write_picture
+from onnxplain import Explainer, Preprocessing, extras
+
+SOURCE = "networks_of_the_test:small"
+NETWORKS = """
+import torch
+from torch import nn
+
+def small():
+    torch.manual_seed(0)
+    return nn.Sequential(
+        nn.Conv2d(3, 6, 3, stride=2), nn.ReLU(), nn.Conv2d(6, 7, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(),
+        nn.Linear(7, 4),
+    )
+
+def grey():
+    torch.manual_seed(0)
+    head = nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(5, 2)
+    return nn.Sequential(nn.Conv2d(1, 5, 3), nn.ReLU(), *head)
+
+def number():
+    return 7
+
+def broken():
+    raise RuntimeError("no weights today")
+"""
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Work in a folder of its own with the networks in it, as a user does."""
+    (tmp_path / "networks_of_the_test.py").write_text(NETWORKS)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def unchanged(folder: Path) -> bool:
+    left = {path.name for path in folder.iterdir()}
+    return left <= {"networks_of_the_test.py", "__pycache__", "labels", "preprocessing.json", "weights.pt"}
+
+
+def test_export_then_explain(folder: Path) -> None:
+    result = run("export", SOURCE, "-o", "small.onnx", "--size", "32")
+    assert (result.exit_code, result.stderr) == (0, "")
+    assert "2 (picked automatically), 7 maps of 13x13" in result.stdout
+    assert "onnxplain explain small.onnx" in result.stdout
+    manifest = Explainer("small.onnx").manifest
+    assert manifest.input == Preprocessing.for_size(3, 32, 32)
+    assert manifest.source["name"] == SOURCE
+    assert manifest.labels is None
+    write_picture(folder / "picture.png")
+    assert run("explain", "small.onnx", "picture.png").exit_code == 0
+    assert (folder / "explanations" / "explanations.jsonl").is_file()
+
+
+@pytest.mark.parametrize("text", ["a\nb c\nd\né\n", '["a", "b c", "d", "é"]'])
+def test_options(text: str, folder: Path) -> None:
+    (folder / "labels").write_text(text, encoding="utf-8")
+    options = [
+        "--labels",
+        "labels",
+        "--layer",
+        "0",
+        "--layer",
+        "1",
+        "--activation",
+        "sigmoid",
+        "--size",
+        "24x40",
+    ]
+    result = run("export", SOURCE, "-o", "small.onnx", *options)
+    assert result.exit_code == 0, result.stderr
+    manifest = Explainer("small.onnx").manifest
+    assert manifest.labels == ("a", "b c", "d", "é")
+    assert [layer.name for layer in manifest.layers] == ["0", "1"]
+    assert manifest.activation == "sigmoid"
+    assert (manifest.input.height, manifest.input.width) == (24, 40)
+    assert "automatically" not in result.stdout
+
+
+def test_preprocessing_file(folder: Path) -> None:
+    fields = {
+        "channels": 1,
+        "height": 20,
+        "width": 24,
+        "color": "L",
+        "resize": [20, 24],
+        "mean": [0.4],
+        "std": [0.2],
+    }
+    (folder / "preprocessing.json").write_text(json.dumps(fields))
+    options = ["--preprocessing", "preprocessing.json"]
+    assert run("layers", "networks_of_the_test:grey", *options).exit_code == 0
+    assert run("export", "networks_of_the_test:grey", "-o", "grey.onnx", *options).exit_code == 0
+    expected = Preprocessing(1, 20, 24, color="L", resize=(20, 24), mean=(0.4,), std=(0.2,))
+    assert Explainer("grey.onnx").manifest.input == expected
+
+
+def test_checkpoint(folder: Path) -> None:
+    torch = pytest.importorskip("torch")
+    namespace: dict[str, object] = {}
+    exec(NETWORKS, namespace)
+    network = namespace["small"]()  # type: ignore[operator]
+    with torch.no_grad():
+        network[5].bias.copy_(torch.tensor([0.0, 0.0, 9.0, 0.0]))
+    torch.save(network.state_dict(), folder / "weights.pt")
+    options = ["--size", "32", "--checkpoint", "weights.pt"]
+    assert run("export", SOURCE, "-o", "small.onnx", *options).exit_code == 0
+    assert Explainer("small.onnx").explain(write_picture(folder / "p.png")).index == 2
+
+
+def test_layers() -> None:
+    result = run("layers", SOURCE, "--size", "32")
+    assert (result.exit_code, result.stderr) == (0, "")
+    lines = [line.split() for line in result.stdout.splitlines()]
+    assert lines == [
+        ["LAYER", "KIND", "MAPS"],
+        ["0", "Conv2d", "6", "of", "15x15"],
+        ["1", "ReLU", "6", "of", "15x15"],
+        ["2", "Conv2d", "7", "of", "13x13", "picked", "automatically"],
+    ]
+
+
+@pytest.mark.parametrize(
+    ("source", "words"),
+    [
+        ("nonsense", ["'nonsense'", "package.module:factory"]),
+        ("no_such_module_at_all:f", ["no_such_module_at_all"]),
+        ("networks_of_the_test:smal", ["smal"]),
+        ("networks_of_the_test:number", ["int", "Module"]),
+        ("networks_of_the_test:broken", ["no weights today"]),
+        ("torchvision:resnet51", ["resnet51", "resnet50"]),
+    ],
+)
+@pytest.mark.parametrize("command", ["export", "layers"])
+def test_bad_source(source: str, words: list[str], command: str, folder: Path) -> None:
+    if source.startswith("torchvision"):
+        pytest.importorskip("torchvision")
+    options = ["-o", "out.onnx"] if command == "export" else []
+    assert_one_line_error(run(command, source, *options), 1, *words)
+    assert unchanged(folder)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--layer", "conv"], ["'conv'"]),
+        (["--layer", "5"], ["'5'", "spatial"]),
+        (["--labels", "labels"], ["2 labels", "4 classes"]),
+        (["--labels", "missing"], ["missing"]),
+        (["--checkpoint", "missing.pt"], ["missing.pt"]),
+        (["--preprocessing", "missing.json"], ["missing.json"]),
+        (["--preprocessing", "labels"], ["labels"]),
+        (["--size", "2"], ["[1, 3, 2, 2]"]),
+        (["-o", "no/such/folder.onnx"], ["no/such"]),
+    ],
+)
+def test_bad_option(options: list[str], words: list[str], folder: Path) -> None:
+    (folder / "labels").write_text("one\ntwo\n")
+    assert_one_line_error(run("export", SOURCE, "-o", "out.onnx", *options), 1, *words)
+    assert unchanged(folder)
+
+
+@pytest.mark.parametrize("text", ["[1, 2]", '["a",', b"\xff\xfe\x00"])
+def test_bad_labels(text: str | bytes, folder: Path) -> None:
+    (folder / "labels").write_bytes(text if isinstance(text, bytes) else text.encode())
+    assert_one_line_error(run("export", SOURCE, "-o", "out.onnx", "--labels", "labels"), 1, "labels")
+    assert unchanged(folder)
+
+
+@pytest.mark.parametrize("text", ["[]", "{", '{"height": 0}', '{"colour": "RGB"}', '{"mean": [0.5]}', "7"])
+def test_bad_preprocessing(text: str, folder: Path) -> None:
+    (folder / "preprocessing.json").write_text(text)
+    result = run("export", SOURCE, "-o", "out.onnx", "--preprocessing", "preprocessing.json")
+    assert_one_line_error(result, 1, "preprocessing.json")
+    assert unchanged(folder)
+
+
+@pytest.mark.parametrize(
+    ("args", "missing", "extra"),
+    [
+        (["export", SOURCE, "-o", "out.onnx"], "torch", "export"),
+        (["export", SOURCE, "-o", "out.onnx"], "onnxscript", "export"),
+        (["export", "torchvision:resnet18", "-o", "out.onnx"], "torchvision", "export,torchvision"),
+        (["layers", SOURCE], "torch", "export"),
+        (["verify", "model.onnx"], "onnx_ir", "onnx"),
+    ],
+)
+def test_missing_package(
+    args: list[str], missing: str, extra: str, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    find_spec = extras.find_spec
+    monkeypatch.setattr(extras, "find_spec", lambda name: None if name == missing else find_spec(name))
+    line = f'{missing} is not installed; run: python -m pip install "onnxplain[{extra}]"'
+    assert_one_line_error(run(*args), 1, line)
+    assert unchanged(folder)
+
+
+def test_extras_are_those_of_the_distribution() -> None:
+    """Each package that an extra is said to bring is one of its requirements."""
+    from importlib.metadata import packages_distributions, requires
+
+    wanted = requires("onnxplain") or []
+    distributions = packages_distributions()
+    for extra, packages in extras.PACKAGES.items():
+        own = "onnx" if extra == "export" else extra  # `export` takes in `onnx`
+        for package in packages:
+            (name,) = set(distributions.get(package, [package]))
+            assert any(
+                line.replace("_", "-").lower().startswith(name.replace("_", "-").lower())
+                and line.endswith((f'extra == "{extra}"', f"extra == '{extra}'", f"extra == '{own}'"))
+                for line in wanted
+            ), (extra, package, wanted)
