@@ -32,7 +32,8 @@ class OneLineErrors(click.Group):
 
     def main(self, args: Sequence[str] | None = None, *extra: Any, **settings: Any) -> NoReturn:
         """Run the command line `args` (default: the process's own) and exit."""
-        args = list(sys.argv[1:] if args is None else args) or ["--help"]
+        given = sys.argv[1:] if args is None else args
+        args = args if given else ["--help"]
         settings["standalone_mode"] = False
         _print_anything(sys.stdout, sys.stderr)
         warnings.formatwarning = _one_line_warning
@@ -44,7 +45,7 @@ class OneLineErrors(click.Group):
         except BrokenPipeError:
             code = _close_quietly()
         except Exception as error:
-            code = _report(error, debug="--debug" in args)
+            code = _report(error, debug="--debug" in given)
         sys.exit(code if isinstance(code, int) else 0)
 
 

@@ -79,10 +79,11 @@ def _layer(layer: Layer) -> str:
 def _verification(verification: Mapping[str, Any]) -> str:
     if not verification:
         return "no"
-    numbers = [
-        f"{name} within {verification[name]}" for name in ("logits", "gradients") if name in verification
-    ]
-    return f"{', '.join(numbers)} of {verification.get('reference', 'the reference')}"
+    reference = verification.get("reference", "the reference")
+    return (
+        f"gradients within {verification.get('gradients')} of {reference}, "
+        f"logits within {verification.get('logits')} of the source's"
+    )
 
 
 def _dtype(onnx_type: str) -> str:

@@ -32,13 +32,13 @@ def command(file: Path) -> None:
 
 
 def verification_facts(verification: Verification) -> list[tuple[str, str]]:
-    """Return the errors that a verification measured, each with what it is the error of."""
+    """Return the relative errors that a verification measured, each with what it was measured against."""
     return [
-        ("gradient rules", f"{verification.rules:.0e}  in float64, against central differences"),
-        ("logits", f"{verification.logits:.0e}  of the file in onnxruntime, relative"),
+        ("gradient rules", f"{verification.rules:.1g} from central differences, in float64"),
+        ("logits", f"{verification.logits:.1g} from the reference, in float32 with onnxruntime"),
         (
             "gradients",
-            f"{verification.gradients:.0e}  of the file in onnxruntime, relative; "
-            f"{verification.median:.0e} for the median element",
+            f"{verification.gradients:.1g} from the reference, in float32 with onnxruntime "
+            f"(the median element: {verification.median:.1g})",
         ),
     ]
