@@ -156,7 +156,7 @@ def _facts(count: int, seconds: float) -> list[tuple[str, str]]:
     import onnxruntime  # not at the top: where it is missing, `onnxplain.session` says what to install
 
     return [
-        ("computed by", f"onnxruntime {onnxruntime.__version__}, on the CPU"),
+        ("computed by", f"onnxruntime {onnxruntime.__version__} on CPU"),
         (f"{count} answers and maps in", f"{seconds:.2f} s"),
         ("PyTorch in the process:", "yes" if _holds_torch() else "none"),
     ]
@@ -195,7 +195,8 @@ def _next_steps(output: Path) -> list[tuple[str, str]]:
         ),
         ("What is in an explainer file:", f"onnxplain inspect {folder}/vgg_mlp.onnx"),
         (
-            "A network that knows 1000 kinds of things, for photographs of your own:",
+            "A network that knows 1000 kinds of things, for photographs of your own "
+            '(after python -m pip install "onnxplain[export,torchvision]"):',
             "onnxplain export torchvision:resnet50 -o resnet50.onnx",
         ),
     ]
