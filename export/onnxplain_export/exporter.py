@@ -125,7 +125,7 @@ def export(
     )
     progress("verifying the gradient rules in float64")
     probe = Probe.draw(preprocessing, num_classes)
-    rules, _ = check_rules(traced.model, layers, probe)
+    rules = check_rules(traced.model, layers, probe)
     with moved_into_place(destination) as draft:
         save(traced.model, draft)
         progress("verifying the file against PyTorch")
