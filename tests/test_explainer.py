@@ -17,6 +17,7 @@ from onnxplain import (
     ImageError,
     MethodError,
     ModelError,
+    OnnxplainError,
     Preprocessing,
     ProviderError,
     TargetError,
@@ -337,6 +338,13 @@ def test_a_file_and_a_session(tmp_path):
         assert explainer.manifest == MANIFEST
 
 
+def test_a_model_or_a_session():
+    with pytest.raises(TypeError, match="either a model or a session"):
+        Explainer()
+    with pytest.raises(TypeError, match="either a model or a session"):
+        Explainer(tiny_explainer(), session=onnxruntime.InferenceSession(tiny_explainer()))
+
+
 def test_files_that_are_no_models(tmp_path):
     whole = tiny_explainer(NETWORK, MANIFEST)
     (tmp_path / "empty.onnx").touch()
@@ -388,12 +396,44 @@ def test_a_silent_fallback_is_said(monkeypatch):
     monkeypatch.setattr(
         onnxruntime,
         "InferenceSession",
-        lambda model, options, providers: session_class(model, options, providers=providers[-1:]),
+        lambda model, options, providers, **more: session_class(model, options, providers=providers[-1:]),
     )
     for device in ("auto", "cuda"):
         with pytest.warns(RuntimeWarning, match=r"CUDAExecutionProvider could not be started.*runs on CPU"):
             Explainer(tiny_explainer(), device=device)
     assert Explainer(tiny_explainer(), device="cpu").providers == ["CPUExecutionProvider"]
+
+
+def test_a_provider_that_fails_gives_way_to_the_cpu(monkeypatch):
+    """onnxruntime raises where a provider's libraries are there but unusable."""
+    listed = ["CUDAExecutionProvider", "CPUExecutionProvider"]
+    session_class = onnxruntime.InferenceSession
+
+    def load(model, options, providers, **more):
+        if "CUDAExecutionProvider" in providers:
+            raise RuntimeError("CUDA failure 35: CUDA driver version is insufficient")
+        return session_class(model, options, providers=providers)
+
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: listed)
+    monkeypatch.setattr(onnxruntime, "InferenceSession", load)
+    with pytest.warns(RuntimeWarning, match="CUDAExecutionProvider could not be started"):
+        assert Explainer(tiny_explainer()).providers == ["CPUExecutionProvider"]
+    with pytest.raises(ModelError, match="can't load"):
+        Explainer(b"not a model")
+
+
+def test_files_with_flipped_bytes_raise_nothing_else(capfd):
+    whole = np.frombuffer(tiny_explainer(NETWORK, MANIFEST), np.uint8)
+    rng = np.random.default_rng(0)
+    for _ in range(200):
+        data = whole.copy()
+        data[rng.integers(0, len(data), 3)] = rng.integers(0, 256, 3)
+        try:
+            explanation = Explainer(data.tobytes()).explain(IMAGES[0])
+        except OnnxplainError:
+            continue
+        assert 0 <= explanation.heatmap.min() <= explanation.heatmap.max() <= 1
+    assert capfd.readouterr().out == ""
 
 
 def damaged(change):

@@ -15,7 +15,15 @@ from onnxplain.images import Image, read_image
 from onnxplain.manifest import Activation, Layer, Manifest
 from onnxplain.maps import METHODS
 from onnxplain.preprocessing import preprocess
-from onnxplain.session import Device, Provider, create_session, model_name, num_classes, read_manifest
+from onnxplain.session import (
+    Device,
+    Provider,
+    create_session,
+    first_line,
+    model_name,
+    num_classes,
+    read_manifest,
+)
 from onnxplain.targets import Target, resolve_target
 
 if TYPE_CHECKING:
@@ -34,8 +42,7 @@ class Explainer:
     providers
         onnxruntime's execution providers, in place of `device`.
     session
-        A session of your own with an explainer file in it, in place of one made here; then `model` only
-        names it in errors.
+        In place of `model`: a session of your own, with an explainer file in it.
 
     Raises
     ------
@@ -50,13 +57,17 @@ class Explainer:
 
     def __init__(
         self,
-        model: str | os.PathLike[str] | bytes = "the session's model",
+        model: str | os.PathLike[str] | bytes | None = None,
         *,
         device: Device = "auto",
         providers: Sequence[Provider] | None = None,
         session: InferenceSession | None = None,
     ) -> None:
-        self._session = session or create_session(model, device, providers)
+        if model is not None and session is None:
+            session = create_session(model, device, providers)
+        elif session is None or model is not None:
+            raise TypeError("Explainer takes either a model or a session")
+        self._session = session
         self.manifest = read_manifest(self._session, model_name(model))
         self._num_classes = num_classes(self._session)
 
@@ -217,7 +228,7 @@ class Explainer:
         try:
             outputs = dict(zip(names, self._session.run(names, feeds), strict=True))
         except Exception as error:  # onnxruntime's errors have no common base of their own
-            raise ModelError(f"the model failed in onnxruntime: {str(error).splitlines()[0]}") from None
+            raise ModelError(f"the model failed in onnxruntime: {first_line(error)}") from None
         classes = outputs["logits"].shape[1]
         if (outputs["explained_class"] < 0).any():
             raise TargetError(f"a class is out of range: the model has {classes} classes")

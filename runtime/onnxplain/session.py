@@ -61,19 +61,30 @@ def create_session(
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3  # errors only: its warnings are about its own optimisations
     source = model if isinstance(model, bytes) else os.fspath(model)
+
+    def load(providers: list[Any]) -> InferenceSession:
+        # Its own fallback prints to stdout, for a damaged model too.
+        return onnxruntime.InferenceSession(source, options, providers=providers, enable_fallback=0)
+
+    # Its errors have no common base of their own. Where the provider is to blame, the CPU can load the model.
     try:
-        session = onnxruntime.InferenceSession(source, options, providers=chosen)
-    except Exception as error:  # onnxruntime's errors have no common base of their own
+        try:
+            session = load(chosen)
+        except Exception:
+            if _names(chosen) == [_CPU]:
+                raise
+            session = load([_CPU])
+    except Exception as error:
         raise ModelError(
-            f"onnxruntime can't load {name} ({_first_line(error)}); is it a whole .onnx file?"
+            f"onnxruntime can't load {name} ({first_line(error)}); is it a whole .onnx?"
         ) from None
     _warn_of_fallback(chosen, session.get_providers())
     return session
 
 
-def model_name(model: str | os.PathLike[str] | bytes) -> str:
+def model_name(model: str | os.PathLike[str] | bytes | None) -> str:
     """Return what an error calls a model."""
-    return "the model" if isinstance(model, bytes) else os.fspath(model)
+    return os.fspath(model) if isinstance(model, (str, os.PathLike)) else "the model"
 
 
 def read_manifest(session: InferenceSession, name: str) -> Manifest:
@@ -84,7 +95,10 @@ def read_manifest(session: InferenceSession, name: str) -> Manifest:
     ModelError
         The model is not an explainer, its schema is newer than this version, or it is not what it says.
     """
-    text = session.get_modelmeta().custom_metadata_map.get(METADATA_KEY)
+    try:
+        text = session.get_modelmeta().custom_metadata_map.get(METADATA_KEY)
+    except UnicodeDecodeError:
+        raise ModelError(f"{name}: its metadata is damaged; export the model again") from None
     if text is None:
         raise ModelError(
             f"{name} is a plain ONNX model, not an explainer; "
@@ -96,6 +110,8 @@ def read_manifest(session: InferenceSession, name: str) -> Manifest:
         _check_tensors(session, manifest)
     except ModelError as error:
         raise ModelError(f"{name}: {error}") from None
+    except UnicodeDecodeError:
+        raise ModelError(f"{name}: a tensor's name is damaged; export the model again") from None
     return manifest
 
 
@@ -201,5 +217,6 @@ def _compare(kind: str, tensors: Sequence[Any], promised: Mapping[str, _Promise]
             )
 
 
-def _first_line(error: Exception) -> str:
+def first_line(error: Exception) -> str:
+    """Return the first line of what onnxruntime says."""
     return (str(error).strip() or type(error).__name__).splitlines()[0]
