@@ -95,9 +95,9 @@ def test_one_run_for_several_classes(explainer, monkeypatch):
     feeds = []
 
     class Spy:
-        def run(self, names, feed):
+        def run(self, names, feed, options):
             feeds.append({name: value.shape for name, value in feed.items()})
-            return session.run(names, feed)
+            return session.run(names, feed, options)
 
     session = explainer._session
     monkeypatch.setattr(explainer, "_session", Spy())
@@ -433,7 +433,7 @@ def test_files_with_flipped_bytes_raise_nothing_else(capfd):
         except OnnxplainError:
             continue
         assert 0 <= explanation.heatmap.min() <= explanation.heatmap.max() <= 1
-    assert capfd.readouterr().out == ""
+    assert capfd.readouterr() == ("", "")
 
 
 def damaged(change):

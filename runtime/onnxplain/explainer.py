@@ -19,10 +19,10 @@ from onnxplain.session import (
     Device,
     Provider,
     create_session,
-    first_line,
     model_name,
     num_classes,
     read_manifest,
+    run,
 )
 from onnxplain.targets import Target, resolve_target
 
@@ -224,11 +224,8 @@ class Explainer:
         """Run the network; return its outputs by name, checked."""
         names = ["logits", "explained_class"]
         names += [name for layer in layers for name in (layer.activations, layer.gradients)]
-        feeds = {"image": batch, "class_index": np.array(class_index, np.int64)}
-        try:
-            outputs = dict(zip(names, self._session.run(names, feeds), strict=True))
-        except Exception as error:  # onnxruntime's errors have no common base of their own
-            raise ModelError(f"the model failed in onnxruntime: {first_line(error)}") from None
+        feeds: dict[str, NDArray[Any]] = {"image": batch, "class_index": np.array(class_index, np.int64)}
+        outputs = dict(zip(names, run(self._session, names, feeds), strict=True))
         classes = outputs["logits"].shape[1]
         if (outputs["explained_class"] < 0).any():
             raise TargetError(f"a class is out of range: the model has {classes} classes")

@@ -8,6 +8,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from numpy.typing import NDArray
+
 from onnxplain.errors import MissingDependencyError, ModelError, ProviderError
 from onnxplain.manifest import METADATA_KEY, Manifest, Preprocessing
 
@@ -76,7 +78,7 @@ def create_session(
             session = load([_CPU])
     except Exception as error:
         raise ModelError(
-            f"onnxruntime can't load {name} ({first_line(error)}); is it a whole .onnx?"
+            f"onnxruntime can't load {name} ({_first_line(error)}); is it a whole .onnx?"
         ) from None
     _warn_of_fallback(chosen, session.get_providers())
     return session
@@ -119,6 +121,25 @@ def num_classes(session: InferenceSession) -> int | None:
     """Return the length of the logits; None where the graph leaves it open."""
     shape = next(output.shape for output in session.get_outputs() if output.name == "logits")
     return shape[1] if isinstance(shape[1], int) else None
+
+
+def run(
+    session: InferenceSession, outputs: Sequence[str], feeds: Mapping[str, NDArray[Any]]
+) -> list[NDArray[Any]]:
+    """Return the named outputs of a session.
+
+    Raises
+    ------
+    ModelError
+        The model fails on these inputs.
+    """
+    options = onnxruntime.RunOptions()
+    options.log_severity_level = 4  # what fails is raised, and need not be on stderr too
+    try:
+        arrays: list[NDArray[Any]] = session.run(list(outputs), dict(feeds), options)
+    except Exception as error:  # onnxruntime's errors have no common base of their own
+        raise ModelError(f"the model failed in onnxruntime ({_first_line(error)})") from None
+    return arrays
 
 
 def _choose_providers(device: Device, providers: Sequence[Provider] | None) -> list[Any]:
@@ -217,6 +238,5 @@ def _compare(kind: str, tensors: Sequence[Any], promised: Mapping[str, _Promise]
             )
 
 
-def first_line(error: Exception) -> str:
-    """Return the first line of what onnxruntime says."""
+def _first_line(error: Exception) -> str:
     return (str(error).strip() or type(error).__name__).splitlines()[0]
