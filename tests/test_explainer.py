@@ -120,7 +120,13 @@ def test_batch(explainer):
             assert_explains(explanation, image, index)
     found = explainer.explain_batch(IMAGES, np.array([1, 2, 3]))
     assert [explanation.index for explanation in found] == [1, 2, 3]
+    assert [one.logit for one in explainer.explain_batch(np.stack(IMAGES), 2)] == pytest.approx(
+        [by_hand(image, 2)[0][2] for image in IMAGES], abs=1e-4
+    )
     assert explainer.explain_batch([]) == []
+    for one in ("picture.png", b"png", IMAGES[0]):
+        with pytest.raises(TypeError, match="for one, call explain"):
+            explainer.explain_batch(one)
     with pytest.raises(TargetError, match="2 targets for 3 pictures"):
         explainer.explain_batch(IMAGES, [0, 1])
 
@@ -315,6 +321,30 @@ def test_a_model_that_does_not_say_how_many_classes_it_has():
     assert explainer.explain(IMAGES[0], 3).index == 3
     with pytest.raises(TargetError, match="out of range"):
         explainer.explain(IMAGES[0], 4)
+
+
+@pytest.mark.parametrize(
+    ("output", "node"),
+    [
+        ("explained_class", "Concat"),  # twice as many as asked for
+        ("gradients", "Concat"),
+        ("explained_class", "Add"),  # classes that there aren't
+        ("explained_class", "Neg"),
+    ],
+)
+def test_outputs_that_are_not_what_the_graph_left_open(output, node):
+    model = tiny_model(NETWORK, replace(MANIFEST, labels=None))
+    rename_output(model, output, "inner")
+    inputs = ["inner"] if node == "Neg" else ["inner", "inner"]
+    attributes = {"axis": 1} if node == "Concat" else {}
+    model.graph.node.append(onnx.helper.make_node(node, inputs, [output], **attributes))
+    kept = next(one for one in model.graph.output if one.name == "inner")
+    kept.name = output
+    for index, dim in enumerate(kept.type.tensor_type.shape.dim):
+        dim.dim_param = f"open{index}"
+    explainer = Explainer(model.SerializeToString())
+    with pytest.raises(ModelError, match=r"came out as|make no sense"):
+        explainer.explain(IMAGES[0], 3)
 
 
 def test_nan_from_the_network_is_not_explained():

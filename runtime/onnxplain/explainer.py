@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -157,7 +157,7 @@ class Explainer:
         Parameters
         ----------
         images
-            Pictures, each as in `explain`; they may have different sizes.
+            A list of pictures, each as in `explain`, of any sizes; or an array [batch, H, W, 3].
         target
             One class for all, as in `explain`, or a list or array with one for each.
         method, layer
@@ -173,6 +173,12 @@ class Explainer:
         ImageError, TargetError, MethodError
             As in `explain`.
         """
+        if isinstance(images, (str, bytes, os.PathLike)) or (
+            isinstance(images, np.ndarray) and images.ndim != 4
+        ):
+            raise TypeError(
+                "images is a list of pictures or an array [batch, H, W, 3]; for one, call explain"
+            )
         if isinstance(target, (list, tuple)) or (isinstance(target, np.ndarray) and target.ndim > 0):
             targets = list(target)
             if len(targets) != len(images):
@@ -226,13 +232,15 @@ class Explainer:
         names += [name for layer in layers for name in (layer.activations, layer.gradients)]
         feeds: dict[str, NDArray[Any]] = {"image": batch, "class_index": np.array(class_index, np.int64)}
         outputs = dict(zip(names, run(self._session, names, feeds), strict=True))
-        classes = outputs["logits"].shape[1]
-        if (outputs["explained_class"] < 0).any():
-            raise TargetError(f"a class is out of range: the model has {classes} classes")
+        _check_shapes(outputs, feeds["class_index"].shape, layers)
+        logits, explained = outputs["logits"], outputs["explained_class"]
+        classes = logits.shape[1]
         if self.manifest.labels is not None and len(self.manifest.labels) != classes:
             raise ModelError(f"the model has {classes} classes but {len(self.manifest.labels)} labels")
-        if not np.isfinite(outputs["logits"]).all():
-            raise ModelError("the model's logits for this picture are NaN or infinite")
+        if (explained == -1).any():
+            raise TargetError(f"a class is out of range: the model has {classes} classes")
+        if explained.min() < 0 or explained.max() >= classes or not np.isfinite(logits).all():
+            raise ModelError("the model's logits are NaN or infinite, or its classes make no sense")
         return outputs
 
     def _layers(self, name: str | None) -> tuple[Layer, ...]:
@@ -241,6 +249,22 @@ class Explainer:
             known = ", ".join(layer.name for layer in self.manifest.layers)
             raise MethodError(f"the file has no target layer {name!r}; it has {known}")
         return layers
+
+
+def _check_shapes(
+    outputs: Mapping[str, NDArray[Any]], rows: tuple[int, ...], layers: Sequence[Layer]
+) -> None:
+    """Compare what came out with the manifest: a graph may leave its outputs' shapes open."""
+    batch = rows[0]
+    shapes: dict[str, tuple[int, ...]] = {"explained_class": rows}
+    for layer in layers:
+        size = (layer.channels, layer.height, layer.width)
+        shapes |= {layer.activations: (batch, *size), layer.gradients: (*rows, *size)}
+    for name, shape in shapes.items():
+        if outputs[name].shape != shape:
+            raise ModelError(f"the model's {name!r} came out as {outputs[name].shape}, not as {shape}")
+    if outputs["logits"].shape[:-1] != (batch,):
+        raise ModelError(f"the model's 'logits' came out as {outputs['logits'].shape}")
 
 
 def _check_method(method: str, layers: Sequence[Layer]) -> None:
@@ -263,5 +287,5 @@ def _probabilities(logits: NDArray[np.float32], activation: Activation) -> NDArr
         probabilities: NDArray[np.float64] = powers / powers.sum(axis=1, keepdims=True)
         return probabilities
     if activation == "sigmoid":
-        return 0.5 * (1 + np.tanh(scores / 2))  # 1 / (1 + exp(-x)) without the overflow
+        return np.exp(-np.logaddexp(0, -scores))  # 1 / (1 + exp(-x)) without the overflow
     return None
