@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from onnxplain.errors import SourceError
+from onnxplain_export.torch_model import evaluation_mode
 
 
 def with_cam_head(
@@ -76,11 +77,8 @@ def _zeros_for(features: nn.Module) -> torch.Tensor:
 
 
 def _dry_run(features: nn.Module, example_input: torch.Tensor) -> object:
-    """Run the features once, leaving their modes and batch statistics as they were."""
-    modes = {module: module.training for module in features.modules()}
-    features.eval()
     try:
-        with torch.no_grad():
+        with torch.no_grad(), evaluation_mode(features):
             return features(example_input)
     except (RuntimeError, ValueError, TypeError) as error:
         reason = str(error).splitlines()[0]
@@ -88,6 +86,3 @@ def _dry_run(features: nn.Module, example_input: torch.Tensor) -> object:
             f"the features don't run on an input of shape {list(example_input.shape)} ({reason}); "
             "pass an example_input that they take"
         ) from None
-    finally:
-        for module, training in modes.items():
-            module.training = training
