@@ -1,0 +1,110 @@
+"""How accurate the reference networks are, and how well their maps find the digit.
+
+`python -m onnxplain_models.evaluate` explains the predicted class of test scenes with the exported
+explainers, as any user of the runtime would. It needs scikit-learn for the scenes, but no torch.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterator
+from dataclasses import dataclass
+from importlib.resources import as_file
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from onnxplain import Box, Explainer, Explanation
+from onnxplain_models.catalog import NETWORKS, explainer_file
+from onnxplain_models.scenes import SIZE, Scenes, make_scenes
+
+METHODS = {"nin": "cam", "vgg_mlp": "gradcam", "vgg_cam": "cam"}
+_BATCH = 50
+
+
+@dataclass(frozen=True)
+class Scores:
+    """How a network did on some scenes.
+
+    Attributes
+    ----------
+    accuracy
+        Share of the scenes whose digit it named.
+    peak_in_box
+        Share of the scenes whose heatmap is hottest inside the digit's box.
+    mean_iou
+        Intersection over union of the digit's box and the map's, averaged over the scenes. The map's box
+        is that of its largest region above 20 % of its maximum, as in the CAM paper; 0 for a blank map.
+    """
+
+    accuracy: float
+    peak_in_box: float
+    mean_iou: float
+
+
+def evaluate(explainer: Explainer, method: str, scenes: Scenes) -> Scores:
+    """Explain the predicted class of each scene, right or wrong, and compare with the truth."""
+    right, hits, overlaps = [], [], []
+    boxes = [Box(*box) for box in scenes.boxes.tolist()]
+    explanations = _explain(explainer, method, scenes.images)
+    for explanation, label, box in zip(explanations, scenes.labels, boxes, strict=True):
+        right.append(explanation.index == label)
+        hits.append(_holds(box, explanation.heatmap))
+        found = explanation.boxes()
+        overlaps.append(iou(found[0], box) if found else 0.0)
+    return Scores(float(np.mean(right)), float(np.mean(hits)), float(np.mean(overlaps)))
+
+
+def iou(a: Box, b: Box) -> float:
+    """Return the intersection over union of two boxes."""
+    width = min(a.x1, b.x1) - max(a.x0, b.x0)
+    height = min(a.y1, b.y1) - max(a.y0, b.y0)
+    shared = max(width, 0) * max(height, 0)
+    return shared / (_area(a) + _area(b) - shared)
+
+
+def _explain(explainer: Explainer, method: str, images: NDArray[np.uint8]) -> Iterator[Explanation]:
+    for start in range(0, len(images), _BATCH):
+        yield from explainer.explain_batch(list(images[start : start + _BATCH]), method=method)
+
+
+def _holds(box: Box, heatmap: NDArray[np.float32]) -> bool:
+    """Whether a heatmap's hottest pixel lies in a box; a blank heatmap has none."""
+    y, x = np.unravel_index(heatmap.argmax(), heatmap.shape)
+    return bool(heatmap[y, x] > 0 and box.x0 <= x < box.x1 and box.y0 <= y < box.y1)
+
+
+def _area(box: Box) -> int:
+    return (box.x1 - box.x0) * (box.y1 - box.y0)
+
+
+def main() -> None:
+    """Print a table with a row for each network, and what guessing would score."""
+    parser = argparse.ArgumentParser(prog="python -m onnxplain_models.evaluate", description=__doc__)
+    parser.add_argument("--scenes", type=int, default=1000, help="how many test scenes (default: 1000)")
+    parser.add_argument("--explainers", type=Path, help="folder of the .onnx files (default: the package's)")
+    arguments = parser.parse_args()
+
+    scenes = make_scenes("test", arguments.scenes)
+    print(f"{arguments.scenes} test scenes\n")
+    print("| network | map     | accuracy | peak in the digit's box | mean IoU |")
+    print("|---------|---------|---------:|------------------------:|---------:|")
+    for name in NETWORKS:
+        file = arguments.explainers / f"{name}.onnx" if arguments.explainers else explainer_file(name)
+        with as_file(file) as path:
+            scores = evaluate(Explainer(path), METHODS[name], scenes)
+        print(
+            f"| {name:7} | {METHODS[name]:7} | {scores.accuracy:8.1%} | {scores.peak_in_box:23.1%} "
+            f"| {scores.mean_iou:8.2f} |"
+        )
+    boxes = [Box(*box) for box in scenes.boxes.tolist()]
+    share = float(np.mean([_area(box) for box in boxes])) / SIZE**2
+    whole = float(np.mean([iou(Box(0, 0, SIZE, SIZE), box) for box in boxes]))
+    print(
+        f"\nA peak at random is in the box {share:.1%} of the time; the whole picture's mean IoU is {whole:.2f}."
+    )
+
+
+if __name__ == "__main__":
+    main()
