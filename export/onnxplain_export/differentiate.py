@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import onnx_ir as ir
 
 from onnxplain.errors import UnsupportedOperatorError
-from onnxplain_export.graph import downstream, module_of, operand, rank, static_dims
+from onnxplain_export.graph import MODULE_KEY, downstream, operand, rank, static_dims
 from onnxplain_export.rules import RULES, SELECTION_RULES, Entry
 from onnxplain_export.rules.registry import Op, Selection, UnsupportedCaseError
 
@@ -111,7 +111,7 @@ def _rule_of(node: ir.Node) -> Entry:
 
 
 def _place(node: ir.Node) -> str:
-    module = module_of(node)
+    module = node.metadata_props.get(MODULE_KEY)
     return f"node {node.name!r}" + (f" in module {module!r}" if module else "")
 
 

@@ -8,6 +8,9 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
+#: Under this key a front end notes on a node the module of the source that it came from.
+MODULE_KEY = "onnxplain.module"
+
 
 def rank(value: ir.Value) -> int:
     """Return the number of dimensions of a value whose rank is known."""
@@ -97,11 +100,3 @@ def upstream(targets: Iterable[ir.Value]) -> set[ir.Value]:
         if producer is not None:
             waiting.extend(source for source in producer.inputs if source is not None)
     return reached
-
-
-def module_of(node: ir.Node) -> str:
-    """Return the dotted name of the PyTorch module that a node was traced from; empty if unknown."""
-    scopes = node.metadata_props.get("pkg.torch.onnx.name_scopes", "")
-    names = [name for name in scopes.strip("[]").replace("'", "").split(", ") if name]
-    # The last scope is the operator's own; the ones before are modules, outermost first.
-    return names[-2] if len(names) > 1 else ""

@@ -93,6 +93,6 @@ def automatic_layer(found: Sequence[LayerCandidate]) -> str:
 
 
 def closest_names(name: str, names: Iterable[str]) -> str:
-    """Return the end of a sentence that lists the names most like an unknown one; empty without any."""
+    """Return the names most like an unknown one, as a remark in brackets; empty without any."""
     matches = difflib.get_close_matches(name, list(names), n=3, cutoff=0.4)
-    return f"; did you mean {' or '.join(matches)}?" if matches else ""
+    return f" (did you mean {' or '.join(matches)}?)" if matches else ""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import logging
+import re
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ from torch import nn
 
 from onnxplain.errors import LayerError, SourceError
 from onnxplain_export.assemble import TracedModel
+from onnxplain_export.graph import MODULE_KEY
 from onnxplain_export.layers import ModuleCall, Tensor4, closest_names
 
 OPSET = 20
@@ -211,6 +213,8 @@ def trace(model: nn.Module, layers: Sequence[str], image: torch.Tensor) -> Trace
             raise SourceError(f"PyTorch can't export the model: {one_line(error)}") from error
     assert program is not None
     graph: ir.Graph = program.model.graph
+    for node in graph:
+        node.metadata_props[MODULE_KEY] = _module_of(node)
     logits, *taps = graph.outputs
     return TracedModel(program.model, graph.inputs[0], logits, dict(zip(layers, taps, strict=True)))
 
@@ -306,6 +310,13 @@ def _reached(logits: torch.Tensor, tensors: Sequence[torch.Tensor]) -> list[bool
         id(tensor): gradient is not None for tensor, gradient in zip(differentiable, gradients, strict=True)
     }
     return [found.get(id(tensor), False) for tensor in tensors]
+
+
+def _module_of(node: ir.Node) -> str:
+    """Return the name of the module that a node was traced from, as the model's own user knows it."""
+    scopes = re.findall(r"'([^']*)'", node.metadata_props.get("pkg.torch.onnx.name_scopes", ""))
+    # The last scope is the operator's own; the ones before are modules, outermost first, ours around them.
+    return scopes[-2].removeprefix("model").removeprefix(".") if len(scopes) > 1 else ""
 
 
 @contextlib.contextmanager

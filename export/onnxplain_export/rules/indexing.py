@@ -16,7 +16,8 @@ def gather(op: Op, node: ir.Node, wrt: int, gradient: ir.Value) -> ir.Value:
     axis = node.attributes.get_int("axis", 0) % rank(x)
     before = op.Shape(gradient, start=0, end=axis + 1)
     after = op.Shape(x, start=axis + 1, end=rank(x))
-    flat = op.Reshape(indices, [-1])
+    # They may be int32, and sizes are int64.
+    flat = op.Cast(op.Reshape(indices, [-1]), to=ir.DataType.INT64)
     # A negative index counts from the end.
     size = op.Shape(x, start=axis, end=axis + 1)
     flat = op.Where(op.Less(flat, 0), op.Add(flat, size), flat)

@@ -37,6 +37,7 @@ def max_pool(op: Op, node: ir.Node, wrt: int, gradients: Sequence[ir.Value | Non
 def average_pool(op: Op, node: ir.Node, wrt: int, gradient: ir.Value) -> ir.Value:
     """Y = the mean of each window of n places: dx = the sum of g / n over the windows around a place."""
     x = operand(node, 0)
+    name = node.outputs[0].name
     window = Window.of(node)
     if all(size == 1 for size in [*window.kernel, *window.strides]) and not any(window.pads):
         return gradient
@@ -44,12 +45,12 @@ def average_pool(op: Op, node: ir.Node, wrt: int, gradient: ir.Value) -> ir.Valu
         # The last window may reach beyond the padding, and what it then counts differs between engines.
         raise UnsupportedCaseError("an AveragePool with ceil_mode")
     if node.attributes.get_int("count_include_pad", 0) or not any(window.pads):
-        counts: npt.NDArray[np.generic] | float = float(np.prod(window.kernel))
+        counts: ir.Value | float = float(np.prod(window.kernel))
     else:
-        counts = _counts(x, window)
+        counts = op.initializer(ir.tensor(_counts(x, window), name=f"{name}.counts"))
     # One channel at a time: the window of ones is the same for all of them.
     single = op.Reshape(op.Div(gradient, counts), [-1, 1, *_spatial_dims(node.outputs[0])])
-    ones = op.CastLike(np.ones([1, 1, *window.kernel], np.float32), x)
+    ones = op.initializer(ir.tensor(np.ones([1, 1, *window.kernel], np.float32), name=f"{name}.ones"))
     return reshape_like(op, transposed_conv(op, single, ones, window, spatial_size(op, x)), x)
 
 
