@@ -1,0 +1,178 @@
+"""Sources by name, their checkpoints, and what is answered where they don't load."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+import safetensors.torch
+import torch
+import torchvision
+from torch import nn
+
+from onnxplain import Preprocessing
+from onnxplain.errors import MissingDependencyError, SourceError
+from onnxplain_export import export, load_source
+
+FACTORY = """
+import torch
+from torch import nn
+
+def network():
+    head = nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 5)
+    return nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), *head)
+
+def broken():
+    raise RuntimeError("no such weights")
+
+def number():
+    return 3
+
+instance = network()
+"""
+
+
+@pytest.fixture
+def factory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """A module in the current folder; its name."""
+    (tmp_path / "factory_of_tests.py").write_text(FACTORY)
+    monkeypatch.chdir(tmp_path)
+    yield "factory_of_tests"
+    sys.modules.pop("factory_of_tests", None)
+
+
+def parameters(model: nn.Module) -> torch.Tensor:
+    return torch.cat([tensor.flatten() for tensor in model.state_dict().values()])
+
+
+@pytest.mark.parametrize("name", ["network", "instance"])
+def test_a_factory_in_the_current_folder(factory: str, name: str) -> None:
+    before = list(sys.path)
+    source = load_source(f"{factory}:{name}")
+    assert sys.path == before
+    assert source.name == f"{factory}:{name}"
+    assert source.model(source.example_input).shape == (1, 5)
+    assert source.preprocessing == Preprocessing()
+
+
+def test_the_size_is_the_callers(factory: str) -> None:
+    source = load_source(f"{factory}:network", size=(70, 140))
+    assert source.example_input.shape == (1, 3, 70, 140)
+    assert source.preprocessing.resize == 80
+
+
+@pytest.mark.parametrize("kind", ["safetensors", "pth", "training", "parallel"])
+def test_checkpoints(factory: str, tmp_path: Path, kind: str) -> None:
+    torch.manual_seed(1)
+    trained = load_source(f"{factory}:network").model
+    state = trained.state_dict()
+    file = tmp_path / ("w.safetensors" if kind == "safetensors" else "w.pth")
+    if kind == "safetensors":
+        safetensors.torch.save_file(state, file)
+    elif kind == "training":
+        torch.save({"epoch": 3, "state_dict": state}, file)
+    elif kind == "parallel":
+        torch.save({f"module.{key}": value for key, value in state.items()}, file)
+    else:
+        torch.save(state, file)
+    torch.manual_seed(2)
+    loaded = load_source(f"{factory}:network", checkpoint=file).model
+    assert torch.equal(parameters(loaded), parameters(trained))
+
+
+def test_a_checkpoint_that_holds_code_is_not_run(factory: str, tmp_path: Path) -> None:
+    class Payload:
+        def __reduce__(self) -> tuple[object, ...]:
+            return (Path.touch, (tmp_path / "executed",))
+
+    torch.save({"weight": Payload()}, tmp_path / "bad.pth")
+    with pytest.raises(SourceError, match="can't read the checkpoint"):
+        load_source(f"{factory}:network", checkpoint=tmp_path / "bad.pth")
+    assert not (tmp_path / "executed").exists()
+
+
+@pytest.mark.parametrize(
+    ("write", "message"),
+    [
+        (None, "there is no checkpoint"),
+        (lambda file: file.write_bytes(b""), "can't read the checkpoint"),
+        (lambda file: torch.save({"other": torch.zeros(2)}, file), "doesn't fit the model"),
+        (lambda file: torch.save([1, 2], file), "doesn't fit the model"),
+    ],
+)
+def test_checkpoints_that_fail(factory: str, tmp_path: Path, write: object, message: str) -> None:
+    file = tmp_path / "w.pth"
+    if write is not None:
+        write(file)
+    with pytest.raises(SourceError, match=message) as caught:
+        load_source(f"{factory}:network", checkpoint=file)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("spec", "message"),
+    [
+        ("resnet50", "is no source"),
+        ("torchvision:", "is no source"),
+        ("torchvision:resnet51", r"did you mean .*resnet50"),
+        ("no_such_package_at_all:network", "can't import"),
+        ("factory_of_tests:netwrk", r"did you mean network"),
+        ("factory_of_tests:broken", "fails: no such weights"),
+        ("factory_of_tests:number", "returns int, not a torch.nn.Module"),
+        ("model.onnx", "is no source"),
+    ],
+)
+def test_names_that_fail(factory: str, spec: str, message: str) -> None:
+    with pytest.raises(SourceError, match=message) as caught:
+        load_source(spec)
+    assert "\n" not in str(caught.value)
+
+
+def test_torchvision_with_a_local_checkpoint(tmp_path: Path) -> None:
+    torch.manual_seed(3)
+    trained = torchvision.models.squeezenet1_1(weights=None)
+    torch.save(trained.state_dict(), tmp_path / "w.pth")
+    source = load_source("torchvision:squeezenet1_1", checkpoint=tmp_path / "w.pth")
+    assert torch.equal(parameters(source.model), parameters(trained))
+    assert source.preprocessing == Preprocessing()
+    assert source.labels is not None
+    assert (len(source.labels), source.labels[0]) == (1000, "tench")
+    report = export(
+        source.model, source.example_input, tmp_path / "e.onnx", labels=source.labels, source_name=source.name
+    )
+    assert report.manifest.source["name"] == "torchvision:squeezenet1_1"
+
+
+def test_torchvision_knows_each_networks_own_preprocessing(tmp_path: Path) -> None:
+    trained = torchvision.models.efficientnet_b1(weights=None)
+    torch.save(trained.state_dict(), tmp_path / "w.pth")
+    source = load_source("torchvision:efficientnet_b1", checkpoint=tmp_path / "w.pth")
+    wanted = torchvision.models.EfficientNet_B1_Weights.DEFAULT.transforms()
+    assert [source.preprocessing.resize, source.preprocessing.height] == [
+        wanted.resize_size[0],
+        wanted.crop_size[0],
+    ]
+
+
+def test_torchvision_weights_that_can_not_be_downloaded(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*arguments: object, **options: object) -> None:
+        raise OSError("no route to host")
+
+    monkeypatch.setattr(torchvision.models._api.WeightsEnum, "get_state_dict", refuse)
+    with pytest.raises(SourceError, match=r"can't download the weights .*no route to host.*--checkpoint"):
+        load_source("torchvision:squeezenet1_1")
+
+
+def test_torchvision_pretrained_weights_are_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
+    trained = torchvision.models.squeezenet1_1(weights=None)
+    monkeypatch.setattr(
+        torchvision.models._api.WeightsEnum, "get_state_dict", lambda *_, **__: trained.state_dict()
+    )
+    assert torch.equal(parameters(load_source("torchvision:squeezenet1_1").model), parameters(trained))
+
+
+def test_without_torchvision(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "torchvision.models", None)
+    with pytest.raises(MissingDependencyError, match="pip install"):
+        load_source("torchvision:resnet18")
