@@ -9,7 +9,7 @@ from collections.abc import Iterator
 _JPEG = b"\xff\xd8\xff"
 _PNG = b"\x89PNG\r\n\x1a\n"
 
-_JPEG_MARKER = re.compile(rb"\xff+([^\x00\xff\xd0-\xd7])")
+_JPEG_MARKER = re.compile(rb"\xff([^\x00\xff\xd0-\xd7])")
 """A marker other than the restarts, which are part of the entropy-coded data."""
 _END_OF_IMAGE = 0xD9
 

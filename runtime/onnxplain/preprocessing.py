@@ -95,13 +95,13 @@ def _resize_and_crop(
         x = _nearest(image.shape[1], size[1], columns)
         inside = image[y[:, None], x]
     else:
-        vertical = _taps(image.shape[0], size[0], rows, *_FILTERS[interpolation])
-        horizontal = _taps(image.shape[1], size[1], columns, *_FILTERS[interpolation])
-        # Across, then down, as Pillow does. The picture is turned so that both run over whole rows.
-        needed = image[vertical[0][0] : vertical[-1][0] + len(vertical[-1][1])]
-        vertical = [(start - vertical[0][0], weights) for start, weights in vertical]
-        turned = _filter_rows(_transpose(needed), horizontal)
-        inside = _filter_rows(_transpose(turned), vertical)
+        kernel = _KERNELS[interpolation]
+        down = _taps(image.shape[0], size[0], rows, kernel)
+        across = _taps(image.shape[1], size[1], columns, kernel)
+        # Across, then down, as Pillow does. The picture is turned so that both work on whole rows.
+        top, bottom = down.first[0], down.first[-1] + down.weights.shape[1]
+        turned = _filter_rows(_transpose(image[top:bottom]), across)
+        inside = _filter_rows(_transpose(turned), _Taps(down.first - top, down.weights))
     if inside.shape[:2] == crop:
         return inside
     padded = np.zeros((*crop, 3), np.uint8)
@@ -115,38 +115,42 @@ def _nearest(length: int, resized: int, outputs: range) -> NDArray[np.intp]:
     return ((np.array(outputs) + 0.5) * (length / resized)).astype(np.intp)
 
 
-Taps = list[tuple[int, NDArray[np.float32]]]
-"""For each output: the first input that counts, and the weights of the inputs from there on."""
+@dataclass(frozen=True)
+class _Kernel:
+    """A resampling filter, and how far it reaches to each side, in input pixels when enlarging."""
+
+    weights: Callable[[NDArray[np.float64]], NDArray[np.float64]]
+    reach: float
 
 
-def _taps(
-    length: int,
-    resized: int,
-    outputs: range,
-    kernel: Callable[[NDArray[np.float64]], NDArray[np.float64]],
-    support: float,
-) -> Taps:
-    """Return Pillow's resampling weights for some of the outputs of a resize from `length` to `resized`."""
+@dataclass(frozen=True)
+class _Taps:
+    """For each output, the first input that counts and the weights [outputs, taps] from there on."""
+
+    first: NDArray[np.intp]
+    weights: NDArray[np.float32]
+
+
+def _taps(length: int, resized: int, outputs: range, kernel: _Kernel) -> _Taps:
+    """Return Pillow's weights for some of the outputs of a resize from `length` to `resized`."""
     scale = length / resized
     stretch = max(scale, 1.0)
-    taps = []
-    for output in outputs:
-        centre = (output + 0.5) * scale
-        first = max(0, int(centre - support * stretch + 0.5))
-        last = min(length, int(centre + support * stretch + 0.5))
-        weights = kernel((np.arange(first, last, dtype=np.float64) - centre + 0.5) / stretch)
-        taps.append((first, (weights / weights.sum()).astype(np.float32)))
-    return taps
+    centres = (np.array(outputs) + 0.5) * scale
+    first = np.maximum(centres - kernel.reach * stretch + 0.5, 0).astype(np.intp)
+    inputs = first[:, None] + np.arange(int(2 * kernel.reach * stretch) + 2)
+    weights = kernel.weights((inputs + 0.5 - centres[:, None]) / stretch) * (inputs < length)
+    return _Taps(first, (weights / weights.sum(axis=1, keepdims=True)).astype(np.float32))
 
 
-def _filter_rows(image: NDArray[np.uint8], taps: Taps) -> NDArray[np.uint8]:
-    """Return [len(taps), ...]: for each tap, its weighted sum of the rows of a picture, rounded."""
-    rows = image.reshape(image.shape[0], -1)
-    filtered = np.empty((len(taps), rows.shape[1]), np.float32)
-    for output, (first, weights) in zip(filtered, taps, strict=True):
-        np.dot(weights, rows[first : first + len(weights)].astype(np.float32), out=output)
+def _filter_rows(image: NDArray[np.uint8], taps: _Taps) -> NDArray[np.uint8]:
+    """Return [outputs, ...]: for each output, the weighted sum of the rows of a picture, rounded."""
+    rows = image.reshape(len(image), -1)
+    filtered = np.empty((len(taps.first), rows.shape[1]), np.float32)
+    for output, first, weights in zip(filtered, taps.first, taps.weights, strict=True):
+        inputs = rows[first : first + len(weights)].astype(np.float32)
+        np.dot(weights[: len(inputs)], inputs, out=output)
     filtered += 0.5
-    return np.clip(filtered, 0, 255, out=filtered).astype(np.uint8).reshape(len(taps), *image.shape[1:])
+    return np.clip(filtered, 0, 255, out=filtered).astype(np.uint8).reshape(-1, *image.shape[1:])
 
 
 def _transpose(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
@@ -167,4 +171,4 @@ def _cubic(x: NDArray[np.float64]) -> NDArray[np.float64]:
     return np.where(x < 1, near, np.where(x < 2, far, 0))
 
 
-_FILTERS = {"bilinear": (_triangle, 1.0), "bicubic": (_cubic, 2.0)}
+_KERNELS = {"bilinear": _Kernel(_triangle, 1.0), "bicubic": _Kernel(_cubic, 2.0)}
