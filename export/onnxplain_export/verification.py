@@ -111,16 +111,30 @@ def verify(path: str | os.PathLike[str]) -> Verification:
     text = model.metadata_props.get(METADATA_KEY)
     if text is None:
         raise ModelError(
-            f"{str(file)!r} is not an explainer; make one with: onnxplain export {file} -o OUT.onnx"
+            f"{str(file)!r} is not an explainer; export one from its PyTorch model with: "
+            "onnxplain export SOURCE -o OUT.onnx"
         )
     manifest = Manifest.from_json(text)
+    probe = Probe.draw(manifest.input, _num_classes(model, file))
+    try:
+        outputs = run_file(file, probe, manifest.layers)
+        rules = check_rules(model, manifest.layers, probe)
+        expected = float64_outputs(model, manifest.layers, probe)
+    except Exception as error:  # whatever a damaged or hostile file makes its readers raise
+        reason = " ".join(str(error).split())[:200]
+        raise ModelError(
+            f"{str(file)!r} doesn't run as its manifest says ({reason}); export it again"
+        ) from error
+    return compare(rules, outputs, expected, manifest.layers)
+
+
+def _num_classes(model: ir.Model, file: Path) -> int:
     shape = {value.name: value.shape for value in model.graph.outputs}.get(LOGITS)
     if shape is None or len(shape) != 2 or not isinstance(shape[1], int):
-        raise ModelError(f"{str(file)!r} is damaged: it has no output {LOGITS!r}; export it again")
-    probe = Probe.draw(manifest.input, shape[1])
-    outputs = run_file(file, probe, manifest.layers)
-    rules = check_rules(model, manifest.layers, probe)
-    return compare(rules, outputs, float64_outputs(model, manifest.layers, probe), manifest.layers)
+        raise ModelError(
+            f"{str(file)!r} has no output {LOGITS!r} of [batch, num_classes]; export the model again"
+        )
+    return shape[1]
 
 
 def run_file(path: Path, probe: Probe, layers: Sequence[Layer]) -> Arrays:

@@ -1,0 +1,98 @@
+"""`verify` of a file by itself."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from onnx import numpy_helper
+from torch import nn
+
+from onnxplain.errors import ModelError, VerificationError
+from onnxplain_export import export, verify
+
+
+@pytest.fixture(scope="module")
+def explainer(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    torch.manual_seed(0)
+    model = nn.Sequential()
+    model.features = nn.Sequential(nn.Conv2d(3, 6, 3), nn.ReLU())
+    model.pool = nn.MaxPool2d(2)
+    model.flatten = nn.Flatten()
+    model.hidden = nn.Linear(6 * 49, 8)
+    model.relu = nn.ReLU()
+    model.classifier = nn.Linear(8, 5)
+    path = tmp_path_factory.mktemp("verification") / "explainer.onnx"
+    export(model, torch.zeros(1, 3, 16, 16), path, layer="features")
+    return path
+
+
+def test_a_right_file_is_verified(explainer: Path) -> None:
+    measured = verify(explainer)
+    assert 0 < measured.rules < 1e-8
+    assert measured.logits < 1e-6
+    assert measured.gradients < 1e-6
+
+
+def test_a_changed_gradient_is_found(explainer: Path, tmp_path: Path) -> None:
+    """One weight of the backward pass alone is changed: the node that reads it is fed a copy."""
+    proto = onnx.load(explainer)
+    weights = {tensor.name: tensor for tensor in proto.graph.initializer}
+    gather = next(node for node in proto.graph.node if node.op_type == "Gather")
+    changed = numpy_helper.to_array(weights[gather.input[0]]).copy()
+    changed[:, 0] *= 1.01
+    proto.graph.initializer.append(numpy_helper.from_array(changed, "changed"))
+    gather.input[0] = "changed"
+    onnx.save(proto, tmp_path / "changed.onnx")
+    with pytest.raises(VerificationError, match="gradient rules differ"):
+        verify(tmp_path / "changed.onnx")
+
+
+def with_metadata(explainer: Path, path: Path, old: str, new: str) -> Path:
+    proto = onnx.load(explainer)
+    (entry,) = proto.metadata_props
+    assert old in entry.value
+    entry.value = entry.value.replace(old, new)
+    onnx.save(proto, path)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ('"schema": 1', '"schema": 2', "schema 2"),
+        ('"activations": "activations"', '"activations": "elsewhere"', "as its manifest says"),
+        ('"height": 16', '"height": 8', "as its manifest says"),
+        ('"channels": 3', '"channels": "3"', "manifest is damaged"),
+    ],
+)
+def test_a_manifest_that_lies_is_refused(
+    explainer: Path, tmp_path: Path, old: str, new: str, message: str
+) -> None:
+    with pytest.raises(ModelError, match=message) as caught:
+        verify(with_metadata(explainer, tmp_path / "lying.onnx", old, new))
+    assert "\n" not in str(caught.value)
+
+
+def test_files_that_are_no_explainers(explainer: Path, tmp_path: Path) -> None:
+    proto = onnx.load(explainer)
+    del proto.metadata_props[:]
+    onnx.save(proto, tmp_path / "plain.onnx")
+    (tmp_path / "empty.onnx").write_bytes(b"")
+    (tmp_path / "cut.onnx").write_bytes(explainer.read_bytes()[:3000])
+    for name, message in (
+        ("plain.onnx", "is not an explainer"),
+        ("empty.onnx", "is not an explainer|not an ONNX model"),
+        ("cut.onnx", "not an ONNX model"),
+        ("missing.onnx", "there is no file"),
+    ):
+        with pytest.raises(ModelError, match=message):
+            verify(tmp_path / name)
+
+
+def test_it_is_deterministic(explainer: Path) -> None:
+    first, second = verify(explainer), verify(explainer)
+    assert np.array_equal([first.rules, first.gradients], [second.rules, second.gradients])
