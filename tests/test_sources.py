@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import sys
 from pathlib import Path
 
@@ -175,4 +176,13 @@ def test_torchvision_pretrained_weights_are_loaded(monkeypatch: pytest.MonkeyPat
 def test_without_torchvision(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "torchvision.models", None)
     with pytest.raises(MissingDependencyError, match="pip install"):
+        load_source("torchvision:resnet18")
+
+
+def test_a_torchvision_that_does_not_fit_its_torch(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(name: str) -> None:
+        raise RuntimeError("operator torchvision::nms does not exist")
+
+    monkeypatch.setattr(importlib, "import_module", fail)
+    with pytest.raises(SourceError, match=r"torchvision::nms does not exist.*install the build"):
         load_source("torchvision:resnet18")

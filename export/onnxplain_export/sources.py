@@ -88,6 +88,11 @@ def _torchvision(name: str, *, pretrained: bool) -> Source:
         raise MissingDependencyError(
             'torchvision is not installed; install it with: pip install "onnxplain[cpu,export,torchvision]"'
         ) from None
+    except RuntimeError as error:
+        raise SourceError(
+            f"torchvision doesn't import beside torch {torch.__version__} ({one_line(error)}); "
+            "install the build of it that goes with this torch"
+        ) from None
     if name not in models.list_models(module=models):
         raise SourceError(
             f"torchvision has no classifier {name!r}{closest_names(name, models.list_models(module=models))}"
