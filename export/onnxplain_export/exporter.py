@@ -110,7 +110,8 @@ def export(
     progress(f"differentiating back to {', '.join(names)}")
     layers = _describe(traced, names, calls)
     assemble(traced)
-    producers = {"torch": version("torch"), "onnx": version("onnx")}
+    # Without the build's own suffix, as in 2.13.0+cpu.
+    producers = {package: version(package).partition("+")[0] for package in ("torch", "onnx")}
     manifest = Manifest(
         input=preprocessing,
         layers=layers,
