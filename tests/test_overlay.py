@@ -31,7 +31,7 @@ def test_full_heat_at_full_weight_is_the_colour_map_itself(colormap):
 
 @pytest.mark.parametrize("colormap", get_args(Colormap))
 def test_blend(colormap):
-    weight = 0.7 * np.sqrt(RAMP)[..., None]
+    weight = 0.7 * RAMP[..., None]
     expected = PICTURE * (1 - weight) + colours(colormap) * weight
     blended = overlay(PICTURE, RAMP, colormap, alpha=0.7)
     assert blended.dtype == np.uint8

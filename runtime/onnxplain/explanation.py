@@ -80,7 +80,7 @@ class Explanation:
         """
         return heatmap(self.cams, (self.image.shape[0], self.image.shape[1]), self.view)
 
-    def overlay(self, colormap: Colormap = "inferno", alpha: float = 0.7) -> NDArray[np.uint8]:
+    def overlay(self, colormap: Colormap = "inferno", alpha: float = 0.8) -> NDArray[np.uint8]:
         """Return the picture with the heatmap in colour on it, RGB, uint8 [H, W, 3].
 
         Parameters
@@ -102,7 +102,7 @@ class Explanation:
         """
         return find_boxes(self.heatmap, threshold)
 
-    def save(self, path: str | os.PathLike[str], colormap: Colormap = "inferno", alpha: float = 0.7) -> None:
+    def save(self, path: str | os.PathLike[str], colormap: Colormap = "inferno", alpha: float = 0.8) -> None:
         """Write the overlay to a picture file; its name says which format (.png, .jpg, .webp, ...).
 
         Raises

@@ -16,13 +16,13 @@ def overlay(
     image: NDArray[np.uint8],
     heatmap: NDArray[np.float32],
     colormap: Colormap = "inferno",
-    alpha: float = 0.7,
+    alpha: float = 0.8,
 ) -> NDArray[np.uint8]:
     """Blend a heatmap's colours into a picture, the more the hotter.
 
-    Where there is no heat the picture stays as it is. The default colour map is perceptually uniform: equal
-    steps of heat look like equal steps, in print and to colour-blind readers too. `jet` isn't: it shows edges
-    where there are none.
+    A colour's weight is its heat times `alpha`, so where there is no heat the picture stays as it is. The
+    default colour map is perceptually uniform: equal steps of heat look like equal steps, in print and to
+    colour-blind readers too. `jet` isn't: it shows edges where there are none.
 
     Parameters
     ----------
@@ -52,5 +52,5 @@ def overlay(
     levels = cv2.convertScaleAbs(heatmap, alpha=255)
     code = getattr(cv2, f"COLORMAP_{colormap.upper()}")
     colours = cv2.cvtColor(cv2.applyColorMap(levels, code), cv2.COLOR_BGR2RGB)
-    weight = np.sqrt(heatmap) * np.float32(alpha)
+    weight = heatmap * np.float32(alpha)
     return cv2.blendLinear(image, colours, 1 - weight, weight).astype(np.uint8, copy=False)
