@@ -62,7 +62,7 @@ def decode_image(data: bytes, name: str) -> RGB:
         raise ImageError(f"{name} is {damage}")
     try:
         pixels, kinds, metadata = cv2.imdecodeWithMetadata(
-            np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED
+            np.frombuffer(data, np.uint8), flags=cv2.IMREAD_UNCHANGED
         )
     except cv2.error as error:
         if "CV_IO_MAX_IMAGE" in str(error):
