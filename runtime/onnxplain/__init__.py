@@ -14,6 +14,7 @@ _HOMES = {
     "Explanation": "onnxplain.explanation",
     "ImageError": "onnxplain.errors",
     "Layer": "onnxplain.manifest",
+    "LayerError": "onnxplain.errors",
     "Manifest": "onnxplain.manifest",
     "MethodError": "onnxplain.errors",
     "MissingDependencyError": "onnxplain.errors",
@@ -21,7 +22,10 @@ _HOMES = {
     "OnnxplainError": "onnxplain.errors",
     "Preprocessing": "onnxplain.manifest",
     "ProviderError": "onnxplain.errors",
+    "SourceError": "onnxplain.errors",
     "TargetError": "onnxplain.errors",
+    "UnsupportedOperatorError": "onnxplain.errors",
+    "VerificationError": "onnxplain.errors",
     "cam": "onnxplain.maps",
     "gradcam": "onnxplain.maps",
 }
@@ -30,12 +34,16 @@ if TYPE_CHECKING:
     from onnxplain.boxes import Box
     from onnxplain.errors import (
         ImageError,
+        LayerError,
         MethodError,
         MissingDependencyError,
         ModelError,
         OnnxplainError,
         ProviderError,
+        SourceError,
         TargetError,
+        UnsupportedOperatorError,
+        VerificationError,
     )
     from onnxplain.explainer import Explainer
     from onnxplain.explanation import Explanation
@@ -48,6 +56,7 @@ __all__ = [
     "Explanation",
     "ImageError",
     "Layer",
+    "LayerError",
     "Manifest",
     "MethodError",
     "MissingDependencyError",
@@ -55,7 +64,10 @@ __all__ = [
     "OnnxplainError",
     "Preprocessing",
     "ProviderError",
+    "SourceError",
     "TargetError",
+    "UnsupportedOperatorError",
+    "VerificationError",
     "cam",
     "gradcam",
 ]
