@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import onnx_ir as ir
 
 from onnxplain.errors import UnsupportedOperatorError
-from onnxplain_export.graph import MODULE_KEY, downstream, operand, rank, static_dims
+from onnxplain_export.graph import MODULE_KEY, downstream, operand, rank, static_dims, upstream
 from onnxplain_export.rules import RULES, SELECTION_RULES, Entry
 from onnxplain_export.rules.registry import Op, Selection, UnsupportedCaseError
 
@@ -51,6 +51,8 @@ def differentiate(
         An operator between a target and the logits has no rule.
     """
     wanted = downstream(graph, targets, floats_only=True)
+    _check_subgraphs(graph, logits, wanted)
+    _check_subgraphs(graph, logits, wanted)
     arrived: dict[ir.Value, list[Gradient]] = {logits: [Selection(classes, logits)]}
     totals: dict[ir.Value, Gradient] = {}
     for node in reversed(list(graph)):
@@ -91,6 +93,8 @@ def _apply_rule(op: Op, node: ir.Node, wrt: int, outputs: Sequence[Gradient | No
             selected = SELECTION_RULES[node.op_type](op, node, wrt, outputs[0])
             if selected is not None:
                 return selected
+        if not entry.many_outputs and any(output is not None for output in outputs[1:]):
+            raise UnsupportedCaseError(f"a {node.op_type} of which more than the first output is used")
         dense = [None if output is None else _dense(op, output) for output in outputs]
         gradient = entry.rule(op, node, wrt, dense if entry.many_outputs else dense[0])  # type: ignore[arg-type]
     except UnsupportedCaseError as case:
@@ -100,14 +104,31 @@ def _apply_rule(op: Op, node: ir.Node, wrt: int, outputs: Sequence[Gradient | No
     return gradient
 
 
+def _check_subgraphs(graph: ir.Graph, logits: ir.Value, wanted: set[ir.Value]) -> None:
+    """Check that no branch or loop on the way to the logits takes one of the wanted values from around it."""
+    sources = upstream([logits])
+    for node in graph:
+        if sources.isdisjoint(node.outputs):
+            continue
+        for attribute in node.attributes.values():
+            if attribute.type == ir.AttributeType.GRAPH:
+                inner_nodes = ir.traversal.RecursiveGraphIterator(attribute.as_graph())
+                if any(not wanted.isdisjoint(inner.inputs) for inner in inner_nodes):
+                    raise _missing_rule(node)
+
+
 def _rule_of(node: ir.Node) -> Entry:
     if node.domain not in ("", "ai.onnx") or node.op_type not in RULES:
-        domain = f"{node.domain}::" if node.domain else ""
-        raise UnsupportedOperatorError(
-            f"there is no gradient rule for the operator {domain}{node.op_type} ({_place(node)}); "
-            "choose a layer after it, or add a rule in onnxplain_export/rules"
-        )
+        raise _missing_rule(node)
     return RULES[node.op_type]
+
+
+def _missing_rule(node: ir.Node) -> UnsupportedOperatorError:
+    domain = f"{node.domain}::" if node.domain else ""
+    return UnsupportedOperatorError(
+        f"there is no gradient rule for the operator {domain}{node.op_type} ({_place(node)}); "
+        "choose a layer after it, or add a rule in onnxplain_export/rules"
+    )
 
 
 def _place(node: ir.Node) -> str:

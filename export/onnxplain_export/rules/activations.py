@@ -5,7 +5,7 @@ from __future__ import annotations
 import onnx_ir as ir
 
 from onnxplain_export.graph import operand, rank
-from onnxplain_export.rules.registry import Op, vjp
+from onnxplain_export.rules.registry import Op, UnsupportedCaseError, vjp
 
 
 @vjp("Relu")
@@ -17,6 +17,8 @@ def relu(op: Op, node: ir.Node, wrt: int, gradient: ir.Value) -> ir.Value:
 @vjp("Clip")
 def clip(op: Op, node: ir.Node, wrt: int, gradient: ir.Value) -> ir.Value:
     """y = min(max(x, low), high): dx = g where low < y < high."""
+    if wrt != 0:
+        raise UnsupportedCaseError("a Clip whose bounds depend on the layer")
     y = node.outputs[0]
     low, high = [*node.inputs[1:], None, None][:2]
     if low is not None:

@@ -28,7 +28,7 @@ def conv(op: Op, node: ir.Node, wrt: int, gradient: ir.Value) -> ir.Value:
     flipped_pads = window.pads_of_flipped()
     if array is not None and not is_pointwise and groups == 1 and flipped_pads is not None:
         flipped = np.ascontiguousarray(np.flip(array.swapaxes(0, 1), axis=tuple(range(2, array.ndim))))
-        kernel = op.initializer(ir.tensor(flipped, name=f"{weights.name}.flipped.{node.name}"))
+        kernel = op.initializer(ir.tensor(flipped, name=f"{weights.name}.flipped.{node.outputs[0].name}"))
         result = op.Conv(folded, kernel, dilations=window.dilations, pads=flipped_pads)
     else:
         result = transposed_conv(op, folded, weights, window, spatial_size(op, x), groups)

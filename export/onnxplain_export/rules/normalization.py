@@ -13,6 +13,8 @@ def batch_normalization(op: Op, node: ir.Node, wrt: int, gradient: ir.Value) -> 
     """Y = (x - mean) / sqrt(var + eps) scale + bias, a channel each: dx = g scale / sqrt(var + eps)."""
     if wrt != 0:
         raise UnsupportedCaseError("a BatchNormalization whose statistics or scale depend on the layer")
+    if node.attributes.get_int("training_mode", 0):
+        raise UnsupportedCaseError("a BatchNormalization in training mode")
     x, scale, variance = operand(node, 0), operand(node, 1), operand(node, 4)
     epsilon = node.attributes.get_float("epsilon", 1e-5)
     factor = op.Div(scale, op.Sqrt(op.Add(variance, epsilon)))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import cast
+from typing import Any, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -15,13 +15,10 @@ from onnxplain_export.rules.registry import Op, UnsupportedCaseError, vjp
 from onnxplain_export.rules.shapes import reshape_like, zeros_like
 
 
-@vjp("MaxPool", many_outputs=True)
-def max_pool(op: Op, node: ir.Node, wrt: int, gradients: Sequence[ir.Value | None]) -> ir.Value | None:
+@vjp("MaxPool")
+def max_pool(op: Op, node: ir.Node, wrt: int, gradient: ir.Value) -> ir.Value:
     """Y = the maximum of each window: dx = the sum of g over the windows whose maximum stood there."""
-    gradient = gradients[0]
     x = operand(node, 0)
-    if gradient is None:
-        return None
     if node.attributes.get_int("storage_order", 0):
         raise UnsupportedCaseError("a MaxPool of storage order 1")
     # The forward node stays as it is: asked for its indices, it would run slower in every prediction.
@@ -45,13 +42,18 @@ def average_pool(op: Op, node: ir.Node, wrt: int, gradient: ir.Value) -> ir.Valu
         # The last window may reach beyond the padding, and what it then counts differs between engines.
         raise UnsupportedCaseError("an AveragePool with ceil_mode")
     if node.attributes.get_int("count_include_pad", 0) or not any(window.pads):
-        counts: ir.Value | float = float(np.prod(window.kernel))
+        counts = np.array(np.prod(window.kernel))
     else:
-        counts = op.initializer(ir.tensor(_counts(x, window), name=f"{name}.counts"))
+        counts = _counts(x, window)
     # One channel at a time: the window of ones is the same for all of them.
-    single = op.Reshape(op.Div(gradient, counts), [-1, 1, *_spatial_dims(node.outputs[0])])
-    ones = op.initializer(ir.tensor(np.ones([1, 1, *window.kernel], np.float32), name=f"{name}.ones"))
+    share = op.Div(gradient, _constant_like(op, counts, f"{name}.counts", x))
+    single = op.Reshape(share, [-1, 1, *_spatial_dims(node.outputs[0])])
+    ones = _constant_like(op, np.ones([1, 1, *window.kernel]), f"{name}.ones", x)
     return reshape_like(op, transposed_conv(op, single, ones, window, spatial_size(op, x)), x)
+
+
+def _constant_like(op: Op, array: npt.NDArray[Any], name: str, like: ir.Value) -> ir.Value:
+    return op.CastLike(op.initializer(ir.tensor(array.astype(np.float32), name=name)), like)
 
 
 def _spatial_dims(value: ir.Value) -> list[int]:
@@ -62,9 +64,9 @@ def _spatial_dims(value: ir.Value) -> list[int]:
     return known
 
 
-def _counts(x: ir.Value, window: Window) -> npt.NDArray[np.generic]:
+def _counts(x: ir.Value, window: Window) -> npt.NDArray[Any]:
     """Return how many places of each window lie inside the input, of the spatial shape of the output."""
-    counts = np.ones((), dtype=np.float32)
+    counts = np.ones(())
     for size, kernel, stride, dilation, start, end in zip(
         _spatial_dims(x),
         window.kernel,
@@ -78,4 +80,4 @@ def _counts(x: ir.Value, window: Window) -> npt.NDArray[np.generic]:
         firsts = np.arange(-start, size + end - span + 1, stride)
         places = firsts[:, None] + dilation * np.arange(kernel)
         counts = counts[..., None] * ((places >= 0) & (places < size)).sum(axis=1)
-    return counts.astype(np.float32)
+    return counts

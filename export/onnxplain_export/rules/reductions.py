@@ -7,7 +7,7 @@ import math
 import onnx_ir as ir
 
 from onnxplain_export.graph import constant_ints, operand, rank, static_dims
-from onnxplain_export.rules.registry import Op, vjp
+from onnxplain_export.rules.registry import Op, UnsupportedCaseError, vjp
 
 
 @vjp("ReduceSum")
@@ -33,7 +33,10 @@ def global_average_pool(op: Op, node: ir.Node, wrt: int, gradient: ir.Value) -> 
 def _axes(node: ir.Node) -> list[int]:
     """Return the reduced axes, counted from 0; all of them where none are named."""
     x = operand(node, 0)
-    axes = constant_ints(node.inputs[1]) if len(node.inputs) > 1 else None
+    named = node.inputs[1] if len(node.inputs) > 1 else None
+    axes = constant_ints(named)
+    if named is not None and axes is None:
+        raise UnsupportedCaseError(f"a {node.op_type} whose axes are only known at run time")
     if not axes:
         return [] if node.attributes.get_int("noop_with_empty_axes", 0) else list(range(rank(x)))
     return sorted(axis % rank(x) for axis in axes)

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
 import onnx_ir as ir
 
-from onnxplain_export.graph import operand, rank, static_dim, static_dims
-from onnxplain_export.rules.registry import Op, Selection, selection_vjp, vjp
+from onnxplain_export.graph import constant, operand, rank, static_dim, static_dims
+from onnxplain_export.rules.registry import Op, Selection, UnsupportedCaseError, selection_vjp, vjp
 
 
 def reshape_like(op: Op, gradient: ir.Value, primal: ir.Value) -> ir.Value:
@@ -18,13 +19,22 @@ def reshape_like(op: Op, gradient: ir.Value, primal: ir.Value) -> ir.Value:
     return op.Reshape(gradient, op.Concat([-1], op.Shape(primal), axis=0))
 
 
-@vjp("Identity", "Dropout")
+@vjp("Identity")
 def identity(op: Op, node: ir.Node, wrt: int, gradient: ir.Value) -> ir.Value:
-    """y = x; an evaluation-mode Dropout is the same."""
+    """Y = x: dx = g."""
     return gradient
 
 
-@selection_vjp("Identity", "Dropout", "Add")
+@vjp("Dropout")
+def dropout(op: Op, node: ir.Node, wrt: int, gradient: ir.Value) -> ir.Value:
+    """Y = x in evaluation mode: dx = g."""
+    training = node.inputs[2] if len(node.inputs) > 2 else None
+    if training is not None and constant(training) != np.array(False):
+        raise UnsupportedCaseError("a Dropout in training mode")
+    return gradient
+
+
+@selection_vjp("Identity", "Add")
 def same_selection(op: Op, node: ir.Node, wrt: int, selection: Selection) -> Selection | None:
     """Logits = x, or x + bias: the same logits are selected in x."""
     value = operand(node, wrt)
