@@ -104,7 +104,7 @@ def read_manifest(session: InferenceSession, name: str) -> Manifest:
     if text is None:
         raise ModelError(
             f"{name} is a plain ONNX model, not an explainer; "
-            f"make one of it: onnxplain export {name if name.endswith('.onnx') else 'MODEL.onnx'} -o OUT.onnx"
+            "export one from its PyTorch model: onnxplain export SOURCE -o OUT.onnx"
         )
     try:
         manifest = Manifest.from_json(text)
