@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import onnx_ir as ir
 
 from onnxplain.errors import UnsupportedOperatorError
-from onnxplain_export.graph import MODULE_KEY, downstream, operand, rank, static_dims, upstream
+from onnxplain_export.graph import MODULE_KEY, downstream, is_float, operand, rank, static_dims, upstream
 from onnxplain_export.rules import RULES, SELECTION_RULES, Entry
 from onnxplain_export.rules.registry import Op, Selection, UnsupportedCaseError
 
@@ -51,8 +51,8 @@ def differentiate(
         An operator between a target and the logits has no rule.
     """
     wanted = downstream(graph, targets, floats_only=True)
-    _check_subgraphs(graph, logits, wanted)
-    _check_subgraphs(graph, logits, wanted)
+    _check_known(graph, logits, wanted)
+    _check_known(graph, logits, wanted)
     arrived: dict[ir.Value, list[Gradient]] = {logits: [Selection(classes, logits)]}
     totals: dict[ir.Value, Gradient] = {}
     for node in reversed(list(graph)):
@@ -104,17 +104,37 @@ def _apply_rule(op: Op, node: ir.Node, wrt: int, outputs: Sequence[Gradient | No
     return gradient
 
 
-def _check_subgraphs(graph: ir.Graph, logits: ir.Value, wanted: set[ir.Value]) -> None:
-    """Check that no branch or loop on the way to the logits takes one of the wanted values from around it."""
+def _check_known(graph: ir.Graph, logits: ir.Value, wanted: set[ir.Value]) -> None:
+    """Check that nothing on the way to the logits hides from the walk.
+
+    A value of unknown type could carry a gradient or not, one of unknown rank doesn't say along which axes an
+    input was repeated, and a branch or loop takes values from around it that aren't its node's inputs.
+    """
     sources = upstream([logits])
     for node in graph:
         if sources.isdisjoint(node.outputs):
             continue
-        for attribute in node.attributes.values():
-            if attribute.type == ir.AttributeType.GRAPH:
-                inner_nodes = ir.traversal.RecursiveGraphIterator(attribute.as_graph())
-                if any(not wanted.isdisjoint(inner.inputs) for inner in inner_nodes):
-                    raise _missing_rule(node)
+        if not wanted.isdisjoint(_values_of_subgraphs(node)):
+            raise _missing_rule(node)
+        if not wanted.isdisjoint(node.inputs):
+            for output in node.outputs:
+                if output.dtype is None or (is_float(output) and output.shape is None):
+                    _rule_of(node)
+                    raise UnsupportedOperatorError(
+                        f"the type or the rank of {output.name!r} is unknown ({_place(node)}); "
+                        "run onnx's shape inference on the model first"
+                    )
+
+
+def _values_of_subgraphs(node: ir.Node) -> set[ir.Value | None]:
+    """Return the values that the nodes in a node's branches take, those from around them among them."""
+    return {
+        value
+        for attribute in node.attributes.values()
+        if attribute.type == ir.AttributeType.GRAPH
+        for inner in ir.traversal.RecursiveGraphIterator(attribute.as_graph())
+        for value in inner.inputs
+    }
 
 
 def _rule_of(node: ir.Node) -> Entry:
