@@ -36,17 +36,19 @@ def select_classes(op: Op, class_index: ir.Value, logits: ir.Value) -> Classes:
     num_classes = op.Shape(logits, start=1, end=2)
     rank = op.Sub(-1, class_index)
     is_rank = op.Less(class_index, 0)
-    # As many classes are sorted as the lowest rank asks for. The 0 stands for "none is asked for".
-    ranks = op.Concat([0], op.Reshape(rank, [-1]), axis=0)
-    depth = op.Min(op.Add(op.ReduceMax(ranks, keepdims=1), 1), num_classes)
-    sorted_logits = op.TopK(logits, op.Max(depth, [1]), axis=1, largest=1, sorted=1, _outputs=2)
-    order = cast("Sequence[ir.Value]", sorted_logits)[1]
     # What isn't a rank has a negative one, and a rank is a negative class: each passes the other test.
     valid = op.And(op.Less(rank, num_classes), op.Less(class_index, num_classes))
+    place = op.Where(op.And(is_rank, valid), rank, 0)
+    # As many classes are sorted as the lowest rank asks for. The 0 stands for "none is asked for".
+    places = op.Concat([0], op.Reshape(place, [-1]), axis=0)
+    depth = op.Add(op.ReduceMax(places, keepdims=1), 1)
+    sorted_logits = op.TopK(logits, depth, axis=1, largest=1, sorted=1, _outputs=2)
+    order = cast("Sequence[ir.Value]", sorted_logits)[1]
     # Joining the two only works where their batches are equal: any other `class_index` fails here, where
     # GatherElements and Expand would take one of batch 1 for all images.
-    table = op.Concat(order, class_index, axis=1)
-    by_rank = op.GatherElements(table, op.Where(op.And(is_rank, valid), rank, 0), axis=1)
+    # It is joined as one column, since Concat lets an empty input of any batch pass.
+    table = op.Concat(order, op.ReduceSum(class_index, [1], keepdims=1), axis=1)
+    by_rank = op.GatherElements(table, place, axis=1)
     resolved = op.Where(is_rank, by_rank, class_index)
     return Classes(
         explained=op.Where(valid, resolved, -1),
