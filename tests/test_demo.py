@@ -201,5 +201,5 @@ def test_export_happens_in_another_process(tmp_path: Path) -> None:
     )
     assert finished.stdout.startswith("exporting")
     text = Page((tmp_path / "index.html").read_text(encoding="utf-8")).text
-    assert "in a process of its own, to export the networks" in text
+    assert "to export the networks, in another process" in text
     assert "exported and verified on this machine" in text

@@ -171,8 +171,8 @@ def _on_torch(*, exported: bool) -> str:
         return "They were computed by onnxruntime; the program around it had loaded PyTorch too."
     if exported:
         return (
-            "They were computed by onnxruntime, in a process without PyTorch, which was only used before, "
-            "in a process of its own, to export the networks."
+            "They were computed by onnxruntime, in a process without PyTorch: that was only needed to export "
+            "the networks, in another process."
         )
     return "They were computed by onnxruntime, without PyTorch."
 
