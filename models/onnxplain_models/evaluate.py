@@ -7,6 +7,7 @@ explainers, as any user of the runtime would. It needs scikit-learn for the scen
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib.resources import as_file
@@ -15,7 +16,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from onnxplain import Box, Explainer, Explanation
+from onnxplain import Box, Explainer, Explanation, OnnxplainError
 from onnxplain_models.catalog import NETWORKS, explainer_file
 from onnxplain_models.scenes import SIZE, Scenes, make_scenes
 
@@ -80,30 +81,33 @@ def _area(box: Box) -> int:
 
 
 def main() -> None:
-    """Print a table with a row for each network, and what guessing would score."""
+    """Print a table with a row for each network, and one for guessing."""
     parser = argparse.ArgumentParser(prog="python -m onnxplain_models.evaluate", description=__doc__)
     parser.add_argument("--scenes", type=int, default=1000, help="how many test scenes (default: 1000)")
     parser.add_argument("--explainers", type=Path, help="folder of the .onnx files (default: the package's)")
     arguments = parser.parse_args()
+    try:
+        _print_table(make_scenes("test", arguments.scenes), arguments.explainers)
+    except OnnxplainError as error:
+        sys.exit(f"error: {error}")
 
-    scenes = make_scenes("test", arguments.scenes)
-    print(f"{arguments.scenes} test scenes\n")
+
+def _print_table(scenes: Scenes, folder: Path | None) -> None:
+    print(f"{len(scenes.labels)} test scenes\n")
     print("| network | map     | accuracy | peak in the digit's box | mean IoU |")
     print("|---------|---------|---------:|------------------------:|---------:|")
     for name in NETWORKS:
-        file = arguments.explainers / f"{name}.onnx" if arguments.explainers else explainer_file(name)
-        with as_file(file) as path:
+        with as_file(folder / f"{name}.onnx" if folder else explainer_file(name)) as path:
             scores = evaluate(Explainer(path), METHODS[name], scenes)
         print(
             f"| {name:7} | {METHODS[name]:7} | {scores.accuracy:8.1%} | {scores.peak_in_box:23.1%} "
             f"| {scores.mean_iou:8.2f} |"
         )
     boxes = [Box(*box) for box in scenes.boxes.tolist()]
-    share = float(np.mean([_area(box) for box in boxes])) / SIZE**2
+    chance = float(np.mean([_area(box) for box in boxes])) / SIZE**2
     whole = float(np.mean([iou(Box(0, 0, SIZE, SIZE), box) for box in boxes]))
-    print(
-        f"\nA peak at random is in the box {share:.1%} of the time; the whole picture's mean IoU is {whole:.2f}."
-    )
+    print(f"| chance  |         |    10.0% | {chance:23.1%} | {whole:8.2f} |")
+    print("\nChance: any digit, a peak anywhere, the whole picture as the box.")
 
 
 if __name__ == "__main__":

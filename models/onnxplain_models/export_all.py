@@ -6,11 +6,13 @@ By default the explainers go where the package ships them.
 from __future__ import annotations
 
 import argparse
+import sys
 from pathlib import Path
 
 import numpy as np
 import torch
 
+from onnxplain.errors import OnnxplainError
 from onnxplain.images import read_image
 from onnxplain.preprocessing import preprocess
 from onnxplain_export import export
@@ -45,7 +47,10 @@ def main() -> None:
     default = Path(__file__).parent / "explainers"
     parser.add_argument("--output", type=Path, default=default, help=f"folder (default: {default})")
     arguments = parser.parse_args()
-    export_all(arguments.output)
+    try:
+        export_all(arguments.output)
+    except (OnnxplainError, OSError) as error:
+        sys.exit(f"error: {error}")
     for name in NETWORKS:
         path = arguments.output / f"{name}.onnx"
         print(f"{path} ({path.stat().st_size / 1e6:.2f} MB)")

@@ -161,7 +161,7 @@ def _draw(digit: Mask, size: float, rng: np.random.Generator) -> Mask:
     centre = (np.array(digit.shape[::-1]) - 1) / 2
     affine = np.column_stack([linear, np.full(2, (side - 1) / 2) - linear @ centre])
     grey = cv2.warpAffine(digit, affine, (side, side), flags=cv2.INTER_CUBIC)
-    ramp = np.clip((grey - 0.3) / 0.4, 0, 1)
+    ramp = np.clip((grey - 0.15) / 0.6, 0, 1)
     ink: Mask = ramp * ramp * (3 - 2 * ramp)
     rows, columns = (np.flatnonzero((ink > 0.5).any(axis=axis)) for axis in (1, 0))
     return ink[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
@@ -212,7 +212,7 @@ def _paint(canvas: Mask, stroke: Mask, x: int, y: int, pen: Mask, rng: np.random
     below = canvas[y : y + height, x : x + width]
     dark = float((below @ _LUMINANCE).mean())
     colour = np.clip(pen + rng.uniform(-0.1, 0.1, size=3), 0, 1).astype(np.float32)
-    contrast = rng.uniform(0.35, 0.6)
+    contrast = rng.uniform(0.4, 0.65)
     bright = float(colour @ _LUMINANCE)
     if abs(bright - dark) < contrast:
         # Mix with white or with black, whichever is farther from the background, until the contrast is there.

@@ -12,30 +12,33 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
+from safetensors.torch import save as serialise
 from torch import nn
 
+from onnxplain.files import write_atomically
 from onnxplain_models.catalog import NETWORKS, PREPROCESSING
 from onnxplain_models.networks import untrained
 from onnxplain_models.scenes import Scenes, make_scenes
 
-SCENES = 24_000
+SCENES = 32_000
 BATCH = 64
+WEIGHT_DECAY = 0.05
+LABEL_SMOOTHING = 0.1
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """How a network is trained: AdamW with a one-cycle learning rate."""
+    """How long a network is trained, and the peak of its one-cycle learning rate."""
 
     steps: int
     learning_rate: float
-    weight_decay: float = 0.05
 
 
 RECIPES = {
-    "nin": Recipe(steps=1500, learning_rate=4e-3),
-    "vgg_mlp": Recipe(steps=1500, learning_rate=4e-3),
-    "vgg_cam": Recipe(steps=400, learning_rate=1e-3),
+    "nin": Recipe(steps=1600, learning_rate=4e-3),
+    "vgg_mlp": Recipe(steps=1600, learning_rate=4e-3),
+    "vgg_cam": Recipe(steps=600, learning_rate=3e-3),
 }
 
 
@@ -54,12 +57,13 @@ def train(name: str, scenes: Scenes, folder: Path, progress: Progress) -> nn.Mod
     network.train()
 
     recipe = RECIPES[name]
-    optimizer = torch.optim.AdamW(network.parameters(), weight_decay=recipe.weight_decay)
+    optimizer = torch.optim.AdamW(network.parameters(), weight_decay=WEIGHT_DECAY)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, recipe.learning_rate, total_steps=recipe.steps)
     task = progress.add_task(name, total=recipe.steps, loss=float("nan"))
     for step, rows in enumerate(_batches(len(scenes.labels), recipe.steps), 1):
         logits = network(normalise(scenes.images[rows]))
-        loss = nn.functional.cross_entropy(logits, torch.from_numpy(scenes.labels[rows]))
+        labels = torch.from_numpy(scenes.labels[rows])
+        loss = nn.functional.cross_entropy(logits, labels, label_smoothing=LABEL_SMOOTHING)
         optimizer.zero_grad()
         torch.autograd.backward(loss)
         optimizer.step()
@@ -94,9 +98,7 @@ def accuracy(network: nn.Module, count: int) -> float:
 
 def save(network: nn.Module, path: Path) -> None:
     """Write a network's weights; the file is there whole or not at all."""
-    aside = path.with_suffix(".partial")
-    save_file(network.state_dict(), aside)
-    aside.replace(path)
+    write_atomically(path, serialise(network.state_dict()))
 
 
 def _keep_features(network: nn.Module, folder: Path) -> None:
@@ -111,6 +113,8 @@ def main() -> None:
     parser.add_argument("--network", choices=NETWORKS, help="train this one alone (default: all three)")
     parser.add_argument("--output", type=Path, required=True, help="folder for the weights")
     arguments = parser.parse_args()
+    if arguments.network == "vgg_cam" and not (arguments.output / "vgg_mlp.safetensors").is_file():
+        parser.error(f"vgg_cam starts from vgg_mlp's features: train vgg_mlp into {arguments.output} first")
     arguments.output.mkdir(parents=True, exist_ok=True)
 
     torch.use_deterministic_algorithms(True)
