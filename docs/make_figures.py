@@ -18,7 +18,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 from numpy.typing import NDArray
 
-from onnxplain import Explainer, Explanation
+from onnxplain import Explainer, Explanation, Preprocessing
 from onnxplain.images import decode_image
 from onnxplain_models import explainer_file, samples
 
@@ -33,7 +33,8 @@ def grid(rows: Sequence[Sequence[tuple[str, Picture]]], path: Path, width: float
     """Draw rows of titled pictures of equal height, and write them to a file."""
     shape = rows[0][0][1].shape
     columns = max(map(len, rows))
-    height = width * shape[0] / shape[1] + 0.42
+    lines = max(title.count("\n") + 1 for row in rows for title, _ in row)
+    height = width * shape[0] / shape[1] + 0.08 + 0.22 * lines
     figure, axes = plt.subplots(
         len(rows), columns, figsize=(width * columns, height * len(rows)), squeeze=False, layout="constrained"
     )
@@ -51,7 +52,7 @@ def grid(rows: Sequence[Sequence[tuple[str, Picture]]], path: Path, width: float
 def describe(explanation: Explanation) -> str:
     """Return a picture's title: the label, and its probability where that says something."""
     probability = explanation.probability or 0.0
-    return f"{explanation.label}  {probability:.0%}" if probability >= 0.005 else str(explanation.label)
+    return f"{explanation.label} {probability:.0%}" if probability >= 0.005 else str(explanation.label)
 
 
 def scenes() -> list[Picture]:
@@ -76,7 +77,10 @@ def photograph(checkpoint: Path, labels: Path) -> list[tuple[str, Picture]]:
     network.load_state_dict(torch.load(checkpoint, weights_only=True))
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "mobilenet_v2.onnx"
-        export(network, torch.zeros(1, 3, 224, 224), path, labels=json.loads(labels.read_text()))
+        # The photograph is square: without a crop the network sees all of it.
+        whole = Preprocessing(resize=None, crop="none")
+        names = json.loads(labels.read_text())
+        export(network, torch.zeros(1, 3, 224, 224), path, labels=names, preprocessing=whole)
         picture = skimage.data.astronaut()
         found = Explainer(path).explain_classes(picture, ["space shuttle", "crash helmet", "stethoscope"])
     return [("one photograph", picture), *((str(one.label), one.overlay()) for one in found)]
@@ -84,12 +88,12 @@ def photograph(checkpoint: Path, labels: Path) -> list[tuple[str, Picture]]:
 
 def readme(photo: list[tuple[str, Picture]]) -> None:
     """A photograph's classes in one row, and a scene through the three networks in the next."""
-    scene = scenes()[0]
+    scene = scenes()[2]
     size = photo[0][1].shape[:2]
     row = [("a scene", scene)]
     for network, method in (("nin", "cam"), ("vgg_mlp", "gradcam"), ("vgg_cam", "cam")):
         one = shipped(network).explain(scene, method=method)
-        row.append((f"{describe(one)}: {network}", one.overlay()))
+        row.append((f"{network}: {describe(one)}", one.overlay()))
     larger = [(title, enlarged(picture, size)) for title, picture in row]
     grid([photo, larger], IMAGES / "readme.png", width=2.4)
 
