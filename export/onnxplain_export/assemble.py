@@ -61,6 +61,8 @@ def assemble(traced: TracedModel) -> None:
     selected = op.Transpose(classes.index, perm=[1, 0])
     gradients = differentiate(op, graph, logits, selected, list(targets.values()))
 
+    # Made once: the builder doesn't recognise it as the same constant, since NaN equals nothing.
+    nan = op.CastLike(float("nan"), logits)
     names = _OutputNames(graph, op)
     names.give(logits, LOGITS, ["batch", logits.shape[1] if logits.shape else None])
     for (activations_name, gradients_name), target, gradient in zip(
@@ -71,7 +73,7 @@ def assemble(traced: TracedModel) -> None:
         outermost_batch = op.Transpose(gradient, perm=[1, 0, *range(2, 1 + rank(target))])
         exists = op.Unsqueeze(classes.valid, list(range(2, 1 + rank(target))))
         names.give(
-            op.Where(exists, outermost_batch, float("nan")), gradients_name, ["batch", "classes", *shape]
+            op.Where(exists, outermost_batch, nan), gradients_name, ["batch", "classes", *shape]
         )
     names.give(classes.explained, EXPLAINED, ["batch", "classes"])
     traced.image.name = INPUT
