@@ -235,7 +235,9 @@ def test_samples_are_test_scenes_and_can_be_made_again(tmp_path):
         assert sample.label in LABELS
         again = cv2.imread(str(tmp_path / f"{sample.name}.png"))
         picture = cv2.imdecode(np.frombuffer(sample.picture.read_bytes(), np.uint8), cv2.IMREAD_COLOR)
-        np.testing.assert_array_equal(picture, again)
+        np.testing.assert_allclose(
+            picture.astype(int), again.astype(int), atol=1
+        )  # another processor may round otherwise
         x0, y0, x1, y1 = sample.box
         assert 0 <= x0 < x1 <= 96
         assert 0 <= y0 < y1 <= 96

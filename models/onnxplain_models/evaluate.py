@@ -86,6 +86,8 @@ def main() -> None:
     parser.add_argument("--scenes", type=int, default=1000, help="how many test scenes (default: 1000)")
     parser.add_argument("--explainers", type=Path, help="folder of the .onnx files (default: the package's)")
     arguments = parser.parse_args()
+    if arguments.scenes < 1:
+        parser.error(f"--scenes must be at least 1, not {arguments.scenes}")
     try:
         _print_table(make_scenes("test", arguments.scenes), arguments.explainers)
     except OnnxplainError as error:

@@ -103,8 +103,10 @@ def save(network: nn.Module, path: Path) -> None:
 
 def _keep_features(network: nn.Module, folder: Path) -> None:
     weights = load_file(folder / "vgg_mlp.safetensors")
-    kept = {key: value for key, value in weights.items() if key.startswith("features.")}
-    network.load_state_dict(kept, strict=False)
+    kept = {
+        key.removeprefix("features."): value for key, value in weights.items() if key.startswith("features.")
+    }
+    network.get_submodule("features").load_state_dict(kept)
 
 
 def main() -> None:
