@@ -61,21 +61,34 @@ def global_average(maps: torch.Tensor) -> torch.Tensor:
 
 INDICES = torch.tensor([1, 1, 3, 0])
 
-# By operator; each is made so that a rule's typical slips keep the shapes right.
+
+def elementwise(maps: torch.Tensor) -> torch.Tensor:
+    """A branch for each operator, since tracing takes longest."""
+    mean = maps.mean((2, 3), keepdim=True)
+    branches = [
+        functional.relu(maps),
+        functional.hardtanh(maps, -0.2, 0.3),
+        torch.sigmoid(maps),
+        torch.tanh(maps),
+        functional.hardsigmoid(6 * maps),
+        functional.hardswish(6 * maps),
+        functional.gelu(maps),
+        torch.softmax(maps, dim=1),
+        maps + mean,
+        mean - maps,
+        maps * mean,
+        maps / (2 + mean),
+        -maps,
+    ]
+    return torch.cat(branches, dim=1)
+
+
+ELEMENTWISE = ["Relu", "Clip", "Sigmoid", "Tanh", "HardSigmoid", "HardSwish", "Gelu", "Softmax"]
+ARITHMETIC = ["Add", "Sub", "Mul", "Div", "Neg"]
+# Each is made so that a rule's typical slips keep the shapes right.
 TAILS: dict[str, Callable[[], nn.Module | Tail]] = {
-    "Relu": nn.ReLU,
-    "Clip": lambda: nn.Hardtanh(-0.2, 0.3),
-    "Sigmoid": nn.Sigmoid,
-    "Tanh": nn.Tanh,
-    "HardSigmoid": lambda: lambda maps: functional.hardsigmoid(6 * maps),
-    "HardSwish": lambda: lambda maps: functional.hardswish(6 * maps),
-    "Gelu": nn.GELU,
-    "Softmax": lambda: nn.Softmax(dim=1),
-    "Add": lambda: lambda maps: maps + maps.mean((2, 3), keepdim=True),
-    "Sub": lambda: lambda maps: maps.mean((2, 3), keepdim=True) - maps,
-    "Mul": lambda: lambda maps: maps * maps.mean((2, 3), keepdim=True),
-    "Div": lambda: lambda maps: maps / (2 + maps.mean((2, 3), keepdim=True)),
-    "Neg": lambda: lambda maps: -maps,
+    "elementwise": lambda: elementwise,
+    "plain": nn.Tanh,
     "Conv": lambda: nn.Conv2d(4, 4, 3, padding=1),
     "MatMul": lambda: lambda maps: maps @ torch.tanh(maps),
     "Gemm": lambda: nn.Sequential(nn.Flatten(), nn.Linear(64, 64), nn.Tanh()),
@@ -86,11 +99,6 @@ TAILS: dict[str, Callable[[], nn.Module | Tail]] = {
     "GlobalAveragePool": lambda: global_average,
     "ReduceMean": lambda: lambda maps: maps.mean(2),
     "ReduceSum": lambda: lambda maps: maps.sum(2),
-    "Identity": lambda: nn.Tanh(),
-    "Dropout": lambda: nn.Tanh(),
-    "Cast": lambda: nn.Tanh(),
-    "Reshape": lambda: nn.Tanh(),
-    "Flatten": lambda: nn.Tanh(),
     "Squeeze": lambda: lambda maps: torch.tanh(maps.sum(2, keepdim=True).squeeze(2)),
     "Unsqueeze": lambda: lambda maps: maps.mean(2).unsqueeze(2) * maps,
     "Transpose": lambda: lambda maps: maps.permute(0, 2, 3, 1),
@@ -98,7 +106,13 @@ TAILS: dict[str, Callable[[], nn.Module | Tail]] = {
     "Concat": lambda: lambda maps: torch.cat([maps, torch.tanh(maps)], dim=1),
     "Split": lambda: lambda maps: torch.mul(*torch.split(maps, [1, 3], dim=1)),
     "Gather": lambda: lambda maps: torch.index_select(maps, 1, INDICES),
-}  # fmt: skip
+}
+#: The tail in which each operator lies.
+TAIL_OF: dict[str, str] = {
+    **dict.fromkeys([*ELEMENTWISE, *ARITHMETIC], "elementwise"),
+    **dict.fromkeys(["Identity", "Dropout", "Cast", "Reshape", "Flatten"], "plain"),
+    **{name: name for name in TAILS if name not in ("elementwise", "plain")},
+}
 
 
 def _gemm_input(graph: ir.Graph) -> tuple[ir.Node, ir.Value]:
@@ -149,20 +163,31 @@ REWRITES: dict[str, Callable[[ir.Graph], None]] = {
 
 
 @functools.cache
-def network(operator: str, *, selection: bool = False) -> tuple[nn.Module, onnx.ModelProto]:
-    """Return a network with the operator, and its trace; with `selection` it computes the logits."""
-    torch.manual_seed(len(operator))
-    if selection:
-        model = Network(nn.Tanh(), nn.Linear(64, CLASSES) if operator == "Gemm" else MatrixHead(64))
-    else:
-        model = Network(TAILS[operator]())
-    traced = trace(model, ["features"], EXAMPLE)
-    rewrite = REWRITES.get(operator)
-    if rewrite is not None:
-        rewrite(traced.model.graph)
-    proto = ir.to_proto(traced.model)
-    onnx.checker.check_model(proto)
-    return model, proto
+def _traced(tail: str, head: Callable[[int], nn.Module] | None = None) -> tuple[nn.Module, onnx.ModelProto]:
+    torch.manual_seed(0)
+    model = Network(TAILS[tail](), head and head(64))
+    return model, ir.to_proto(trace(model, ["features"], EXAMPLE).model)
+
+
+def network(operator: str) -> tuple[nn.Module, onnx.ModelProto]:
+    """Return a network on whose path an operator lies, and its trace."""
+    model, proto = _traced(TAIL_OF[operator])
+    return model, _rewritten(proto, operator)
+
+
+def network_with_logits_from(operator: str) -> tuple[nn.Module, onnx.ModelProto]:
+    """Return a network whose logits an operator computes, alone or with others, and its trace."""
+    model, proto = _traced("plain", None if operator == "Gemm" else MatrixHead)
+    return model, _rewritten(proto, operator)
+
+
+def _rewritten(proto: onnx.ModelProto, operator: str) -> onnx.ModelProto:
+    model = ir.from_proto(proto)
+    if operator in REWRITES:
+        REWRITES[operator](model.graph)
+    rewritten = ir.to_proto(model)
+    onnx.checker.check_model(rewritten)
+    return rewritten
 
 
 def retraced(proto: onnx.ModelProto) -> Callable[[nn.Module, Sequence[str], torch.Tensor], TracedModel]:

@@ -12,7 +12,7 @@ import onnx_ir as ir
 import pytest
 
 from graphs import Array
-from mutation_networks import EXAMPLE, TAILS, network, retraced
+from mutation_networks import EXAMPLE, TAIL_OF, network, network_with_logits_from, retraced
 from onnxplain import VerificationError
 from onnxplain_export import export, exporter
 from onnxplain_export.rules import RULES, SELECTION_RULES
@@ -171,10 +171,6 @@ SLIPS: list[tuple[str, str, Callable[[Slip], Slip]]] = [
     ("Gather", "without adding up", emitting("ScatterElements", without_adding_up)),
 ]  # fmt: skip
 
-SELECTION_SLIPS: list[tuple[str, str, Callable[[Slip], Slip]]] = [
-    (operator, "the first class for all", lambda rule: first_class(rule)) for operator in SELECTION_RULES
-]
-
 
 def first_class(rule: Slip) -> Slip:
     def mutated(op: Any, node: ir.Node, wrt: int, selection: Selection) -> Any:
@@ -202,7 +198,7 @@ def check_refused(
     selection: bool = False,
 ) -> None:
     """Export a network with and without a mutated rule."""
-    model, proto = network(operator, selection=selection)
+    model, proto = network_with_logits_from(operator) if selection else network(operator)
     monkeypatch.setattr(exporter, "trace", retraced(proto))
     calls: list[str] = []
     if selection:
@@ -217,7 +213,7 @@ def check_refused(
 
 
 def test_every_rule_has_a_network():
-    assert set(TAILS) == set(RULES)
+    assert set(TAIL_OF) == set(RULES)
 
 
 @pytest.mark.parametrize("operator", sorted(RULES))
@@ -244,7 +240,7 @@ def test_typical_slip(operator, mutation, monkeypatch, tmp_path):
 
 @pytest.mark.parametrize("operator", sorted(SELECTION_RULES))
 def test_right_selection_rule(operator, monkeypatch, tmp_path):
-    model, proto = network(operator, selection=True)
+    model, proto = network_with_logits_from(operator)
     monkeypatch.setattr(exporter, "trace", retraced(proto))
     assert export(model, EXAMPLE, tmp_path / "model.onnx", layer="features").verification.rules < 1e-7
 
