@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import onnx_ir as ir
 import onnx_ir.passes.common as passes
 from onnxscript import GraphBuilder
@@ -13,7 +14,7 @@ from onnxplain.errors import LayerError
 from onnxplain.manifest import METADATA_KEY, Manifest
 from onnxplain_export.differentiate import differentiate
 from onnxplain_export.graph import downstream, is_float, rank, skip_identities, upstream
-from onnxplain_export.rules.registry import Op
+from onnxplain_export.rules.registry import Op, constant_like
 from onnxplain_export.selector import select_classes
 
 INPUT, CLASS_INDEX, LOGITS, EXPLAINED = "image", "class_index", "logits", "explained_class"
@@ -61,8 +62,7 @@ def assemble(traced: TracedModel) -> None:
     selected = op.Transpose(classes.index, perm=[1, 0])
     gradients = differentiate(op, graph, logits, selected, list(targets.values()))
 
-    # Made once: the builder doesn't recognise it as the same constant, since NaN equals nothing.
-    nan = op.CastLike(float("nan"), logits)
+    nan = constant_like(op, np.nan, logits)
     names = _OutputNames(graph, op)
     names.give(logits, LOGITS, ["batch", logits.shape[1] if logits.shape else None])
     for (activations_name, gradients_name), target, gradient in zip(
@@ -72,9 +72,7 @@ def assemble(traced: TracedModel) -> None:
         names.give(target, activations_name, ["batch", *shape])
         outermost_batch = op.Transpose(gradient, perm=[1, 0, *range(2, 1 + rank(target))])
         exists = op.Unsqueeze(classes.valid, list(range(2, 1 + rank(target))))
-        names.give(
-            op.Where(exists, outermost_batch, nan), gradients_name, ["batch", "classes", *shape]
-        )
+        names.give(op.Where(exists, outermost_batch, nan), gradients_name, ["batch", "classes", *shape])
     names.give(classes.explained, EXPLAINED, ["batch", "classes"])
     traced.image.name = INPUT
     _clean(traced.model)

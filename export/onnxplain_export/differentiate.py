@@ -52,7 +52,6 @@ def differentiate(
     """
     wanted = downstream(graph, targets, floats_only=True)
     _check_known(graph, logits, wanted)
-    _check_known(graph, logits, wanted)
     arrived: dict[ir.Value, list[Gradient]] = {logits: [Selection(classes, logits)]}
     totals: dict[ir.Value, Gradient] = {}
     for node in reversed(list(graph)):

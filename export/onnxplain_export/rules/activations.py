@@ -5,7 +5,7 @@ from __future__ import annotations
 import onnx_ir as ir
 
 from onnxplain_export.graph import operand, rank
-from onnxplain_export.rules.registry import Op, UnsupportedCaseError, vjp
+from onnxplain_export.rules.registry import Op, UnsupportedCaseError, constant_like, vjp
 
 
 @vjp("Relu")
@@ -71,13 +71,13 @@ def gelu(op: Op, node: ir.Node, wrt: int, gradient: ir.Value) -> ir.Value:
     x = operand(node, 0)
     square = op.Mul(x, x)
     if node.attributes.get_string("approximate", "none") == "none":
-        cumulative = op.Mul(op.Add(op.Erf(op.Div(x, op.Sqrt(op.CastLike(2.0, x)))), 1.0), 0.5)
+        cumulative = op.Mul(op.Add(op.Erf(op.Div(x, op.Sqrt(constant_like(op, 2.0, x)))), 1.0), 0.5)
         # phi(x) = exp(-x²/2) / sqrt(2 pi), and pi = 4 atan(1).
-        normalizer = op.Sqrt(op.Mul(op.Atan(op.CastLike(1.0, x)), 8.0))
+        normalizer = op.Sqrt(op.Mul(op.Atan(constant_like(op, 1.0, x)), 8.0))
         density = op.Div(op.Exp(op.Mul(square, -0.5)), normalizer)
         return op.Mul(gradient, op.Add(cumulative, op.Mul(x, density)))
     # y = x (1 + t) / 2 with t = tanh(c (x + 0.044715 x³)), c = sqrt(2 / pi)
-    c = op.Sqrt(op.Div(0.5, op.Atan(op.CastLike(1.0, x))))
+    c = op.Sqrt(op.Div(0.5, op.Atan(constant_like(op, 1.0, x))))
     cubic = op.Div(op.Mul(square, 44715.0), 1e6)
     t = op.Tanh(op.Mul(op.Mul(x, c), op.Add(cubic, 1.0)))
     slope = op.Mul(c, op.Add(op.Mul(cubic, 3.0), 1.0))

@@ -11,7 +11,7 @@ import onnx_ir as ir
 
 from onnxplain_export.graph import operand, static_dims
 from onnxplain_export.rules.convolution import Window, spatial_size, transposed_conv
-from onnxplain_export.rules.registry import Op, UnsupportedCaseError, vjp
+from onnxplain_export.rules.registry import Op, UnsupportedCaseError, constant_like, vjp
 from onnxplain_export.rules.shapes import reshape_like, zeros_like
 
 
@@ -34,7 +34,6 @@ def max_pool(op: Op, node: ir.Node, wrt: int, gradient: ir.Value) -> ir.Value:
 def average_pool(op: Op, node: ir.Node, wrt: int, gradient: ir.Value) -> ir.Value:
     """Y = the mean of each window of n places: dx = the sum of g / n over the windows around a place."""
     x = operand(node, 0)
-    name = node.outputs[0].name
     window = Window.of(node)
     if all(size == 1 for size in [*window.kernel, *window.strides]) and not any(window.pads):
         return gradient
@@ -46,14 +45,10 @@ def average_pool(op: Op, node: ir.Node, wrt: int, gradient: ir.Value) -> ir.Valu
     else:
         counts = _counts(x, window)
     # One channel at a time: the window of ones is the same for all of them.
-    share = op.Div(gradient, _constant_like(op, counts, f"{name}.counts", x))
+    share = op.Div(gradient, constant_like(op, counts, x))
     single = op.Reshape(share, [-1, 1, *_spatial_dims(node.outputs[0])])
-    ones = _constant_like(op, np.ones([1, 1, *window.kernel]), f"{name}.ones", x)
+    ones = constant_like(op, np.ones([1, 1, *window.kernel]), x)
     return reshape_like(op, transposed_conv(op, single, ones, window, spatial_size(op, x)), x)
-
-
-def _constant_like(op: Op, array: npt.NDArray[Any], name: str, like: ir.Value) -> ir.Value:
-    return op.CastLike(op.initializer(ir.tensor(array.astype(np.float32), name=name)), like)
 
 
 def _spatial_dims(value: ir.Value) -> list[int]:

@@ -48,7 +48,7 @@ def _count(op: Op, x: ir.Value, axes: list[int]) -> float | ir.Value:
     known = [size for size in sizes if size is not None]
     if len(known) == len(sizes):
         return float(math.prod(known))
-    return op.CastLike(op.ReduceProd(op.Gather(op.Shape(x), axes), keepdims=0), x)
+    return op.Cast(op.ReduceProd(op.Gather(op.Shape(x), axes), keepdims=0), to=x.dtype)
 
 
 def _repeat(op: Op, node: ir.Node, gradient: ir.Value) -> ir.Value:

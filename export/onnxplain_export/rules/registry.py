@@ -12,6 +12,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol, TypeVar
 
+import numpy as np
+import numpy.typing as npt
 import onnx_ir as ir
 
 
@@ -25,6 +27,12 @@ class Op(Protocol):
 
     def initializer(self, tensor: ir.TensorProtocol) -> ir.Value:
         """Add a constant under the tensor's name, which must be unique."""
+
+
+def constant_like(op: Op, numbers: npt.ArrayLike, value: ir.Value) -> ir.Value:
+    """Return a constant of a value's type, for where no other input tells the builder which that is."""
+    assert value.dtype is not None
+    return op.Constant(value=ir.tensor(np.asarray(numbers, value.dtype.numpy())))
 
 
 @dataclass(frozen=True)
@@ -41,7 +49,7 @@ class Selection:
     def one_hot(self, op: Op) -> ir.Value:
         """Return it written out, [classes, batch, num_classes]."""
         depth = op.Squeeze(op.Shape(self.logits, start=1, end=2), [0])
-        return op.OneHot(self.classes, depth, op.CastLike([0.0, 1.0], self.logits), axis=-1)
+        return op.OneHot(self.classes, depth, constant_like(op, [0.0, 1.0], self.logits), axis=-1)
 
 
 #: ``rule(op, node, wrt, gradient)`` returns the gradient of ``node.inputs[wrt]``, or None if it is zero.

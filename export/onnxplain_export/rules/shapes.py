@@ -8,7 +8,14 @@ import numpy as np
 import onnx_ir as ir
 
 from onnxplain_export.graph import constant, operand, rank, static_dim, static_dims
-from onnxplain_export.rules.registry import Op, Selection, UnsupportedCaseError, selection_vjp, vjp
+from onnxplain_export.rules.registry import (
+    Op,
+    Selection,
+    UnsupportedCaseError,
+    constant_like,
+    selection_vjp,
+    vjp,
+)
 
 
 def reshape_like(op: Op, gradient: ir.Value, primal: ir.Value) -> ir.Value:
@@ -44,7 +51,7 @@ def same_selection(op: Op, node: ir.Node, wrt: int, selection: Selection) -> Sel
 @vjp("Cast")
 def cast(op: Op, node: ir.Node, wrt: int, gradient: ir.Value) -> ir.Value:
     """Y = x in another floating-point type: dx = g in x's own."""
-    return op.CastLike(gradient, node.inputs[0])
+    return op.Cast(gradient, to=operand(node, 0).dtype)
 
 
 @vjp("Reshape", "Flatten", "Squeeze", "Unsqueeze")
@@ -105,4 +112,4 @@ def _length(op: Op, values: Sequence[ir.Value | None], axis: int) -> ir.Value | 
 def zeros_like(op: Op, gradient: ir.Value, primal: ir.Value) -> ir.Value:
     """Return zeros of the shape ``[classes, *primal.shape]``, with the classes of another gradient."""
     shape = op.Concat(op.Shape(gradient, start=0, end=1), op.Shape(primal), axis=0)
-    return op.Expand(op.CastLike(0.0, primal), shape)
+    return op.Expand(constant_like(op, 0.0, primal), shape)
