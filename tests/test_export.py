@@ -522,6 +522,18 @@ def test_operator_without_a_rule(tmp_path):
     export(model, EXAMPLE, tmp_path / "model.onnx", layer="block.wave")
 
 
+class Branching(nn.Module):
+    def forward(self, maps: torch.Tensor) -> torch.Tensor:
+        return torch.cond(maps.sum() > 0, torch.tanh, torch.relu, (maps,))
+
+
+@pytest.mark.xfail(strict=True, reason="the error says that the logits don't depend on the layer")
+def test_control_flow(tmp_path):
+    with pytest.raises(UnsupportedOperatorError, match=r"operator If \(node '[^']+' in module 'branch'\)"):
+        export(small_tail(branch=Branching(), head=classifier()), EXAMPLE, tmp_path / "m.onnx", layer="first")
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_standard_operators_only(small_file):
     model = onnx.load(small_file)
     onnx.checker.check_model(model, full_check=True)
