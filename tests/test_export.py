@@ -320,7 +320,6 @@ def test_several_layers(tmp_path):
     assert not report.automatic
 
 
-@pytest.mark.xfail(strict=True, reason="verification moves a copy of the activations, which nothing reads")
 def test_two_layers_that_put_out_the_same(tmp_path):
     export(Small(), EXAMPLE, tmp_path / "model.onnx", layer=["features.3", "features"])
     found = run(tmp_path / "model.onnx")
@@ -381,7 +380,6 @@ MEAN = Mean()
             ),
             "relu",
             id="reshapes",
-            marks=pytest.mark.xfail(strict=True, reason="a reshape back to maps counts as a layer"),
         ),
         pytest.param(Odd, "features_late", id="a module that is called twice"),
     ],
@@ -476,7 +474,6 @@ def test_other_heads(head, tmp_path):
     assert head_of(NOT_GAP_LINEAR[head](), tmp_path / "model.onnx") is None
 
 
-@pytest.mark.xfail(strict=True, reason="not recognised yet; CAM is refused, Grad-CAM works")
 @pytest.mark.parametrize(
     "pool",
     [
@@ -527,7 +524,6 @@ class Branching(nn.Module):
         return torch.cond(maps.sum() > 0, torch.tanh, torch.relu, (maps,))
 
 
-@pytest.mark.xfail(strict=True, reason="the error says that the logits don't depend on the layer")
 def test_control_flow(tmp_path):
     with pytest.raises(UnsupportedOperatorError, match=r"operator If \(node '[^']+' in module 'branch'\)"):
         export(small_tail(branch=Branching(), head=classifier()), EXAMPLE, tmp_path / "m.onnx", layer="first")
@@ -705,7 +701,6 @@ def test_weights_in_a_file_of_their_own(monkeypatch, small_file, tmp_path):
     onnx.checker.check_model(path, full_check=True)
 
 
-@pytest.mark.xfail(strict=True, reason="verify doesn't hand the weights on to onnxruntime")
 def test_verify_with_weights_in_a_file_of_their_own(monkeypatch, tmp_path):
     monkeypatch.setattr(files, "EXTERNAL_DATA_THRESHOLD", 1000)
     path = tmp_path / "model.onnx"
@@ -713,7 +708,6 @@ def test_verify_with_weights_in_a_file_of_their_own(monkeypatch, tmp_path):
     assert verify(path).rules < 1e-7
 
 
-@pytest.mark.xfail(strict=True, reason="the weights' file of the earlier model stays")
 def test_stale_weights_are_removed(monkeypatch, tmp_path):
     """A model that fits in one file takes the place of one that didn't, weights included."""
     path = tmp_path / "model.onnx"

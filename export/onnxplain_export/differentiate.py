@@ -11,7 +11,16 @@ from collections.abc import Sequence
 import onnx_ir as ir
 
 from onnxplain.errors import UnsupportedOperatorError
-from onnxplain_export.graph import MODULE_KEY, downstream, is_float, operand, rank, static_dims, upstream
+from onnxplain_export.graph import (
+    MODULE_KEY,
+    downstream,
+    is_float,
+    operand,
+    rank,
+    static_dims,
+    taken_by_branches,
+    upstream,
+)
 from onnxplain_export.rules import RULES, SELECTION_RULES, Entry
 from onnxplain_export.rules.registry import Op, Selection, UnsupportedCaseError
 
@@ -63,8 +72,13 @@ def differentiate(
                 gradient = _apply_rule(op, node, wrt, outputs)
                 if gradient is not None:
                     arrived.setdefault(value, []).append(gradient)
-    gradients = [_total(op, target, arrived, totals) for target in targets]
-    return [_dense(op, gradient) for gradient in gradients if gradient is not None]
+    gradients = []
+    for target in targets:
+        gradient = _total(op, target, arrived, totals)
+        if gradient is None:
+            raise UnsupportedOperatorError(f"no gradient comes back to {target.name!r}; choose a later layer")
+        gradients.append(_dense(op, gradient))
+    return gradients
 
 
 def _total(
@@ -113,7 +127,7 @@ def _check_known(graph: ir.Graph, logits: ir.Value, wanted: set[ir.Value]) -> No
     for node in graph:
         if sources.isdisjoint(node.outputs):
             continue
-        if not wanted.isdisjoint(_values_of_subgraphs(node)):
+        if not wanted.isdisjoint(taken_by_branches(node)):
             raise _missing_rule(node)
         if not wanted.isdisjoint(node.inputs):
             for output in node.outputs:
@@ -123,17 +137,6 @@ def _check_known(graph: ir.Graph, logits: ir.Value, wanted: set[ir.Value]) -> No
                         f"the type or the rank of {output.name!r} is unknown ({_place(node)}); "
                         "run onnx's shape inference on the model first"
                     )
-
-
-def _values_of_subgraphs(node: ir.Node) -> set[ir.Value | None]:
-    """Return the values that the nodes in a node's branches take, those from around them among them."""
-    return {
-        value
-        for attribute in node.attributes.values()
-        if attribute.type == ir.AttributeType.GRAPH
-        for inner in ir.traversal.RecursiveGraphIterator(attribute.as_graph())
-        for value in inner.inputs
-    }
 
 
 def _rule_of(node: ir.Node) -> Entry:

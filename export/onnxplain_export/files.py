@@ -46,7 +46,11 @@ def moved_into_place(destination: Path) -> Iterator[Path]:
         data = external_data_of(draft)
         if data.exists():
             data.replace(external_data_of(destination))
-        draft.replace(destination)
+            draft.replace(destination)
+        else:
+            draft.replace(destination)
+            # Of an earlier, larger model in this place.
+            external_data_of(destination).unlink(missing_ok=True)
 
 
 def save(model: ir.Model, path: Path) -> None:

@@ -72,6 +72,18 @@ def skip_identities(value: ir.Value) -> ir.Value:
     return value
 
 
+def taken_by_branches(node: ir.Node) -> set[ir.Value]:
+    """Return the values that a node's branches or loop body take, those from around the node among them."""
+    return {
+        value
+        for attribute in node.attributes.values()
+        if attribute.type == ir.AttributeType.GRAPH
+        for inner in ir.traversal.RecursiveGraphIterator(attribute.as_graph())
+        for value in inner.inputs
+        if value is not None
+    }
+
+
 def downstream(graph: ir.Graph, sources: Iterable[ir.Value], *, floats_only: bool = False) -> set[ir.Value]:
     """Return every value that is computed from any of `sources`, themselves included.
 
@@ -80,11 +92,11 @@ def downstream(graph: ir.Graph, sources: Iterable[ir.Value], *, floats_only: boo
     floats_only
         Follow floating-point values only: the ones that a gradient can come back through.
     """
-    reached = set(sources)
+    reached: set[ir.Value | None] = set(sources)
     for node in graph:
-        if any(value in reached for value in node.inputs):
+        if not reached.isdisjoint([*node.inputs, *taken_by_branches(node)]):
             reached.update(output for output in node.outputs if not floats_only or is_float(output))
-    return reached
+    return {value for value in reached if value is not None}
 
 
 def upstream(targets: Iterable[ir.Value]) -> set[ir.Value]:
@@ -99,4 +111,5 @@ def upstream(targets: Iterable[ir.Value]) -> set[ir.Value]:
         producer = value.producer()
         if producer is not None:
             waiting.extend(source for source in producer.inputs if source is not None)
+            waiting.extend(taken_by_branches(producer))
     return reached

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
-from onnxplain_export.graph import constant, constant_ints, operand, rank, skip_identities
+from onnxplain_export.graph import constant, constant_ints, ints, operand, rank, skip_identities, static_dims
 
 _RESHAPES = ("Reshape", "Flatten", "Squeeze", "Identity", "Dropout")
 
@@ -33,16 +33,29 @@ def is_gap_linear(activations: ir.Value, logits: ir.Value) -> bool:
     while node is not None and node.op_type in _RESHAPES and rank(operand(node, 0)) >= rank(value):
         value = operand(node, 0)
         node = value.producer()
-    if node is None or skip_identities(operand(node, 0)) is not skip_identities(activations):
-        return False
-    return _is_spatial_mean(node)
+    return node is not None and _averaged_maps(node) is skip_identities(activations)
 
 
-def _is_spatial_mean(node: ir.Node) -> bool:
-    if node.op_type == "GlobalAveragePool":
-        return True
-    if node.op_type != "ReduceMean":
-        return False
-    dimensions = rank(operand(node, 0))
-    axes = constant_ints(node.inputs[1]) if len(node.inputs) > 1 else None
-    return axes is not None and sorted(axis % dimensions for axis in axes) == list(range(2, dimensions))
+def _averaged_maps(node: ir.Node) -> ir.Value | None:
+    """Return the feature maps whose spatial mean a node computes; None if it computes something else."""
+    maps = skip_identities(operand(node, 0))
+    dimensions = rank(maps)
+    if node.op_type == "ReduceMean":
+        axes = constant_ints(node.inputs[1]) if len(node.inputs) > 1 else None
+        if axes is None or sorted(axis % dimensions for axis in axes) != list(range(2, dimensions)):
+            return None
+        return _before_flattening(maps) if dimensions == 3 else maps
+    if node.op_type == "AveragePool":
+        window = ints(node, "kernel_shape", [])
+        is_whole = window == static_dims(maps)[2:] and not any(ints(node, "pads", []))
+        return maps if is_whole else None
+    return maps if node.op_type == "GlobalAveragePool" else None
+
+
+def _before_flattening(flat: ir.Value) -> ir.Value:
+    """Return the maps [batch, channels, height, width] of which a value is [batch, channels, places]."""
+    node = flat.producer()
+    if node is None or node.op_type != "Reshape":
+        return flat
+    maps = skip_identities(operand(node, 0))
+    return maps if rank(maps) == 4 and static_dims(maps)[1] == static_dims(flat)[1] else flat

@@ -30,7 +30,7 @@ class ModuleCall:
     """The shape of the output where it is a feature map with spatial extent."""
     reaches_logits: bool
     same_as_input: bool
-    """The output equals the input: dropout, or a pooling that changes nothing."""
+    """The output has the input's elements in order: dropout, a pooling that changes nothing, a reshape."""
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ Two questions are asked, each where it can be answered sharply:
 from __future__ import annotations
 
 import os
+import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,8 +28,9 @@ import onnxruntime
 from onnxplain.errors import ModelError, VerificationError
 from onnxplain.manifest import METADATA_KEY, Layer, Manifest, Preprocessing
 from onnxplain_export.assemble import CLASS_INDEX, EXPLAINED, INPUT, LOGITS
+from onnxplain_export.files import save
 from onnxplain_export.float64 import Arrays, Float64Graph
-from onnxplain_export.graph import downstream
+from onnxplain_export.graph import downstream, skip_identities
 
 REFERENCE = "float64 directional derivatives"
 LOGITS_TOLERANCE = 1e-4
@@ -201,15 +203,16 @@ def check_rules(model: ir.Model, layers: Sequence[Layer], probe: Probe) -> float
 
 
 def _rules_error(model: ir.Model, layer: Layer, probe: Probe, weights: Arrays) -> float:
-    inputs = [layer.activations, *_side_inputs(model, layer.activations)]
+    tap = _tap(model, layer)
+    inputs = [tap, *_side_inputs(model, tap)]
     values = _evaluate(model, inputs, probe)
     outputs = [LOGITS, EXPLAINED, layer.gradients]
     whole = Float64Graph(model, [*inputs, CLASS_INDEX], outputs, weights)
     forward = Float64Graph(model, inputs, [LOGITS], weights)
     generator = np.random.default_rng(1)
-    activations = values[layer.activations].astype(np.float64)
+    activations = values[tap].astype(np.float64)
     size = max(float(np.sqrt(np.mean(np.square(activations)))), 1e-3)
-    values[layer.activations] = activations + 0.01 * size * generator.standard_normal(activations.shape)
+    values[tap] = activations + 0.01 * size * generator.standard_normal(activations.shape)
     point = whole.run({**values, CLASS_INDEX: probe.class_index})
     gradients = point[layer.gradients]
     worst = 0.0
@@ -219,7 +222,7 @@ def _rules_error(model: ir.Model, layer: Layer, probe: Probe, weights: Arrays) -
         scale = np.sqrt(np.square(gradients).sum(axis=(2, 3, 4)) * np.mean(np.square(direction)))
         error = np.inf
         for step in STEPS:
-            measured = _difference(forward, values, layer.activations, direction, step, point[EXPLAINED])
+            measured = _difference(forward, values, tap, direction, step, point[EXPLAINED])
             error = min(error, _error(predicted, measured, scale))
             if error <= GOOD_ENOUGH:
                 break
@@ -232,7 +235,8 @@ def float64_outputs(model: ir.Model, layers: Sequence[Layer], probe: Probe) -> A
     outputs: Arrays = {}
     weights: Arrays = {}
     for layer in layers:
-        inputs = [layer.activations, *_side_inputs(model, layer.activations)]
+        tap = _tap(model, layer)
+        inputs = [tap, *_side_inputs(model, tap)]
         part = Float64Graph(model, [*inputs, CLASS_INDEX], [LOGITS, layer.gradients], weights)
         outputs |= part.run({**_evaluate(model, inputs, probe), CLASS_INDEX: probe.class_index})
     return outputs
@@ -253,11 +257,22 @@ def median_error(actual: Array, expected: Array) -> float:
     return float(np.median(np.abs(actual - expected)[nonzero]) / np.abs(expected).max())
 
 
-def _side_inputs(model: ir.Model, activations: str) -> list[str]:
+def _tap(model: ir.Model, layer: Layer) -> str:
+    """Return the name of the value that the nodes behind a layer take.
+
+    Where two layers put out the same value, the second one's output is a copy, which nothing reads.
+    """
+    output = next(value for value in model.graph.outputs if value.name == layer.activations)
+    name = skip_identities(output).name
+    assert name is not None
+    return name
+
+
+def _side_inputs(model: ir.Model, tap: str) -> list[str]:
     """Return the values that nodes behind the layer take from before it, other than constants."""
     graph = model.graph
     by_name = {value.name: value for node in graph for value in node.outputs}
-    behind = downstream(graph, [by_name[activations]])
+    behind = downstream(graph, [by_name[tap]])
     image = next(value for value in graph.inputs if value.name == INPUT)
     before = downstream(graph, [image]) - behind
     crossing = (
@@ -273,17 +288,19 @@ def _side_inputs(model: ir.Model, activations: str) -> list[str]:
 def _evaluate(model: ir.Model, names: list[str], probe: Probe) -> Arrays:
     """Evaluate values of a model in float32."""
     part = ir.convenience.extract(model.graph, [INPUT], names)
-    session = _session(ir.to_proto(ir.Model(part, ir_version=model.ir_version)).SerializeToString())
-    return dict(zip(names, session.run(names, {INPUT: probe.image}), strict=True))
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "part.onnx"
+        save(ir.Model(part, ir_version=model.ir_version), file)
+        results = _session(file).run(names, {INPUT: probe.image})
+    return dict(zip(names, results, strict=True))
 
 
-def _session(model: Path | bytes) -> onnxruntime.InferenceSession:
+def _session(file: Path) -> onnxruntime.InferenceSession:
     options = onnxruntime.SessionOptions()
     # Beside PyTorch's threads, waiting ones of onnxruntime would only take time from them.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     options.log_severity_level = 3
-    source = model if isinstance(model, bytes) else str(model)
-    return onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
+    return onnxruntime.InferenceSession(file, options, providers=["CPUExecutionProvider"])
 
 
 def _difference(
