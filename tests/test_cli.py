@@ -43,6 +43,20 @@ def test_help_names_the_commands_in_their_order() -> None:
     assert [line.split()[0] for line in listed.strip().splitlines()] == list(COMMANDS)
 
 
+def test_helps_examples_stand_on_lines_of_their_own() -> None:
+    lines = run("--help").stdout.splitlines()
+    assert "      onnxplain export torchvision:resnet50 -o resnet50.onnx" in lines
+    assert "      onnxplain explain resnet50.onnx photo.jpg --top 3" in lines
+
+
+def test_a_damaged_picture_is_answered_by_us_alone(model: Path, tmp_path: Path) -> None:
+    """OpenCV's own log lines, which it writes for damaged TIFFs, would stand beside ours."""
+    (tmp_path / "bad.tiff").write_bytes(b"II*\x00\x08\x00\x00\x00\x05\x00" + bytes(60))
+    result = onnxplain("explain", model, tmp_path / "bad.tiff", "--output", tmp_path / "out")
+    assert result.returncode == 1
+    assert len(result.stderr.splitlines()) == 1
+
+
 def test_no_arguments_is_help() -> None:
     result = run()
     assert (result.exit_code, result.stdout) == (0, run("--help").stdout)

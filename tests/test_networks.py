@@ -42,7 +42,7 @@ def case(name: str, layer: str, head: str | None = None, size: int = 224) -> tup
 
 CASES = dict(
     [
-        ("nin", Case(partial(networks.untrained, "nin"), "mlpconv4", None, 96)),
+        ("nin", Case(partial(networks.untrained, "nin"), "mlpconv3", None, 96)),
         ("nin_classes", Case(partial(networks.untrained, "nin"), "classes", "gap_linear", 96, named=True)),
         ("vgg_mlp", Case(partial(networks.untrained, "vgg_mlp"), "classifier.0", None, 96)),
         ("vgg_mlp_features", Case(partial(networks.untrained, "vgg_mlp"), "features", None, 96, named=True)),

@@ -4,6 +4,8 @@ The files import only click and the errors at their top, and what a command work
 and `--version` answer at once.
 """
 
+import os
+
 import click
 
 from onnxplain import __version__
@@ -11,6 +13,9 @@ from onnxplain.cli import demo, explain, export, inspect, layers, verify
 from onnxplain.cli._group import OneLineErrors, debug_option
 
 __all__ = ["main"]
+
+# A damaged picture is answered in one line of ours. A library must not silence another, but a program may.
+os.environ.setdefault("OPENCV_LOG_LEVEL", "SILENT")
 
 
 @click.group(
@@ -21,7 +26,7 @@ __all__ = ["main"]
 )
 @click.version_option(__version__, prog_name="onnxplain", message="%(prog)s %(version)s")
 def main() -> None:
-    r"""Explain an image classifier with onnxruntime.
+    """Explain an image classifier with onnxruntime.
 
     Export a network once, to an explainer: one .onnx file that returns its logits, the activations of a
     layer, and the gradient of any class with respect to them. Then see where it looked, with no PyTorch.
