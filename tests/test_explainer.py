@@ -509,8 +509,8 @@ def layer(**changes):
             "input 'image' is .*but the manifest says",
         ),
         (
-            with_manifest(replace(MANIFEST, input=replace(MANIFEST.input, channels=1, mean=(0,), std=(1,)))),
-            "takes 1 channels, but a picture in RGB has 3",
+            with_manifest(replace(MANIFEST, input=Preprocessing.for_size(1, 24, 32))),
+            "input 'image' is .*but the manifest says",
         ),
     ],
 )

@@ -103,11 +103,15 @@ def test_a_newer_schema(schema):
         (["input"], []),
         (["input", "channels"], 0),
         (["input", "channels"], 2.5),
+        (["input", "channels"], 1),
+        (["input", "channels"], 4),
+        (["input", "channels"], 10**30),
         (["input", "height"], -1),
         (["input", "height"], 10**9),
         (["input", "height"], "224"),
         (["input", "height"], True),
         (["input", "color"], "CMYK"),
+        (["input", "color"], "L"),
         (["input", "color"], []),
         (["input", "resize"], 0),
         (["input", "resize"], [1]),
@@ -121,6 +125,9 @@ def test_a_newer_schema(schema):
         (["input", "mean"], 0.5),
         (["input", "mean"], ["a", "b", "c"]),
         (["input", "mean"], [0.5, 0.5, None]),
+        (["input", "mean"], [0.5, 0.5, 10**400]),
+        (["input", "mean"], [0.5, 0.5, -1e39]),
+        (["input", "std"], [1, 1, 10**400]),
         (["input", "std"], [1, 1, 0]),
         (["input", "std"], [1, 1, -1]),
         (["labels"], "tench"),
@@ -132,6 +139,7 @@ def test_a_newer_schema(schema):
         (["layers"], []),
         (["layers"], {}),
         (["layers"], ["layer4"]),
+        (["layers"], [EXAMPLE["layers"][0]] * 2),
         (["layers", 0, "name"], ""),
         (["layers", 0, "name"], 4),
         (["layers", 0, "activations"], None),
@@ -148,6 +156,50 @@ def test_a_newer_schema(schema):
 def test_a_damaged_manifest(keys, value):
     with pytest.raises(ModelError, match=r"^the manifest is damaged: .*; export the model again$"):
         Manifest.from_json(changed(*keys, to=value))
+
+
+@pytest.mark.parametrize("schema", [0, -1, "1", None, 1.0, True])
+def test_a_schema_that_is_no_number_of_at_least_1(schema):
+    with pytest.raises(ModelError, match="schema must be a whole number of at least 1;"):
+        Manifest.from_json(changed("schema", to=schema))
+
+
+@pytest.mark.parametrize("size", [0, 32769, 100000])
+@pytest.mark.parametrize(
+    ("keys", "name"),
+    [
+        (["input", "height"], "input.height"),
+        (["input", "resize"], "input.resize"),
+        (["layers", 0, "channels"], "layers.channels"),
+    ],
+)
+def test_a_size_out_of_range_is_told_both_bounds(keys, name, size):
+    with pytest.raises(ModelError, match=rf"{name} must be .*a whole number from 1 to 32768;"):
+        Manifest.from_json(changed(*keys, to=size))
+    Manifest.from_json(changed(*keys, to=32768))
+
+
+def test_layers_of_one_name():
+    layer = Layer("layer4", "activations", "gradients", 5, 7, 7)
+    with pytest.raises(ModelError, match="names that differ"):
+        Manifest(Preprocessing(), (layer, layer))
+
+
+@pytest.mark.parametrize(("color", "channels"), [("RGB", 1), ("BGR", 1), ("L", 3)])
+def test_a_colour_of_other_channels(color, channels):
+    values = (0.5,) * channels
+    with pytest.raises(ModelError, match=rf"input.color {color} goes with input.channels \d, not {channels}"):
+        Preprocessing(channels, color=color, mean=values, std=values)
+
+
+@pytest.mark.parametrize("channels", [2, 4, 12])
+def test_channels_that_no_picture_has(channels):
+    for make in (
+        lambda: Preprocessing(channels, mean=(0.5,) * channels, std=(0.5,) * channels),
+        lambda: Preprocessing.for_size(channels, 224, 224),
+    ):
+        with pytest.raises(ModelError, match=rf"channels is {channels}, but a picture gives 3 .*put a layer"):
+            make()
 
 
 @pytest.mark.parametrize("key", ["schema", "input", "layers"])

@@ -6,7 +6,6 @@ A manifest comes from a file that may be hostile, so every field is checked befo
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal, TypeVar, get_args
@@ -22,7 +21,10 @@ Interpolation = Literal["nearest", "bilinear", "bicubic"]
 Crop = Literal["center", "none"]
 Head = Literal["gap_linear"]
 
-_LARGEST_SIDE = 1 << 15
+_CHANNELS = {"RGB": 3, "BGR": 3, "L": 1}
+_LARGEST_SIZE = 1 << 15
+_LARGEST_FLOAT32 = 3.4028234663852886e38
+_A_SIZE = f"a whole number from 1 to {_LARGEST_SIZE}"
 
 
 @dataclass(frozen=True)
@@ -62,8 +64,17 @@ class Preprocessing:
 
     def __post_init__(self) -> None:
         for name in ("channels", "height", "width"):
-            _require(_is_size(getattr(self, name)), f"input.{name} must be a whole number of at least 1")
+            _require(_is_size(getattr(self, name)), f"input.{name} must be {_A_SIZE}")
+        _require(
+            self.channels in _CHANNELS.values(),
+            f"input.channels is {self.channels}, but a picture gives 3 (RGB or BGR) or 1 (L); "
+            f"put a layer before the model that makes its {self.channels} channels of those",
+        )
         _require(self.color in get_args(Color), f"input.color must be one of {get_args(Color)}")
+        _require(
+            self.channels == _CHANNELS[self.color],
+            f"input.color {self.color} goes with input.channels {_CHANNELS[self.color]}, not {self.channels}",
+        )
         _require(self.crop in get_args(Crop), f"input.crop must be one of {get_args(Crop)}")
         _require(
             self.interpolation in get_args(Interpolation),
@@ -73,7 +84,7 @@ class Preprocessing:
             self.resize is None
             or _is_size(self.resize)
             or (isinstance(self.resize, tuple) and len(self.resize) == 2 and all(map(_is_size, self.resize))),
-            "input.resize must be a side's length, a (height, width), or null",
+            f"input.resize must be a side's length, a (height, width), or null; a length is {_A_SIZE}",
         )
         for name in ("mean", "std"):
             values = getattr(self, name)
@@ -92,16 +103,15 @@ class Preprocessing:
         """Return the usual evaluation transform at an input's size.
 
         The shorter side is resized to size / 0.875 and the centre is cropped; ImageNet's mean and standard
-        deviation for three channels, and 0.5 for any other number.
+        deviation for three channels (RGB), and 0.5 for one (L).
+
+        Raises
+        ------
+        ModelError
+            A picture has no such number of channels, or the size is out of range.
         """
-        statistics: dict[str, Any] = {}
-        if channels != 3:
-            statistics = {
-                "color": "L" if channels == 1 else "RGB",
-                "mean": (0.5,) * channels,
-                "std": (0.5,) * channels,
-            }
-        return cls(channels, height, width, resize=round(min(height, width) / 0.875), **statistics)
+        grey: dict[str, Any] = {"color": "L", "mean": (0.5,), "std": (0.5,)} if channels == 1 else {}
+        return cls(channels, height, width, resize=round(min(height, width) / 0.875), **grey)
 
 
 @dataclass(frozen=True)
@@ -126,7 +136,7 @@ class Layer:
             value = getattr(self, name)
             _require(isinstance(value, str) and value != "", f"layers.{name} must be a name")
         for name in ("channels", "height", "width"):
-            _require(_is_size(getattr(self, name)), f"layers.{name} must be a whole number of at least 1")
+            _require(_is_size(getattr(self, name)), f"layers.{name} must be {_A_SIZE}")
         _require(self.tokens is None or isinstance(self.tokens, Mapping), "layers.tokens must be an object")
         _require(self.head in (None, *get_args(Head)), f"layers.head must be null or one of {get_args(Head)}")
 
@@ -147,6 +157,8 @@ class Manifest:
     def __post_init__(self) -> None:
         _require(self.activation in get_args(Activation), f"activation must be one of {get_args(Activation)}")
         _require(len(self.layers) > 0, "layers must name at least one target layer")
+        names = {layer.name for layer in self.layers}
+        _require(len(names) == len(self.layers), "layers must have names that differ")
         if self.labels is not None:
             _require(all(isinstance(label, str) for label in self.labels), "labels must be strings")
         for name in ("producer", "source", "verification"):
@@ -185,7 +197,7 @@ class Manifest:
 
 def _parse(fields: Any) -> Manifest:
     _require(isinstance(fields, dict), "it must be an object")
-    _require(_is_size(fields.get("schema")), "schema is missing")
+    _require(_is_size(fields.get("schema")), "schema must be a whole number of at least 1")
     layers, labels = fields.get("layers"), fields.get("labels")
     _require(isinstance(layers, list), "layers must be a list")
     _require(labels is None or isinstance(labels, list), "labels must be a list or null")
@@ -221,8 +233,9 @@ def _require(condition: bool, problem: str) -> None:
 
 
 def _is_size(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= _LARGEST_SIDE
+    return isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= _LARGEST_SIZE
 
 
 def _is_finite(value: object) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    """Whether a value is a number that float32 holds; math.isfinite fails on an int beyond float64."""
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) <= _LARGEST_FLOAT32

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from numpy.typing import NDArray
 
 from onnxplain.errors import MissingDependencyError, ModelError, ProviderError
-from onnxplain.manifest import METADATA_KEY, Manifest, Preprocessing
+from onnxplain.manifest import METADATA_KEY, Manifest
 
 if TYPE_CHECKING:
     from onnxruntime import InferenceSession
@@ -108,7 +108,6 @@ def read_manifest(session: InferenceSession, name: str) -> Manifest:
         )
     try:
         manifest = Manifest.from_json(text)
-        _check_colour(manifest.input)
         _check_tensors(session, manifest)
     except ModelError as error:
         raise ModelError(f"{name}: {error}") from None
@@ -187,12 +186,6 @@ def _check_file(path: Path) -> None:
         raise ModelError(f"can't read {path}: {getattr(error, 'strerror', None) or error}") from None
     if size == 0:
         raise ModelError(f"{path} is empty, so it is not a model")
-
-
-def _check_colour(spec: Preprocessing) -> None:
-    channels = 1 if spec.color == "L" else 3
-    if spec.channels != channels:
-        raise ModelError(f"it takes {spec.channels} channels, but a picture in {spec.color} has {channels}")
 
 
 def _check_tensors(session: InferenceSession, manifest: Manifest) -> None:
