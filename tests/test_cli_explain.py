@@ -284,6 +284,7 @@ def test_bad_model(name: str, command_name: str, picture: Path, tmp_path: Path, 
         ("-5", ["class -5", "-4"]),
         ("99999999999999999999", ["out of range"]),
         ("tiger cta", ["'tiger cta'", "did you mean 'tiger cat'"]),
+        ("zebra", ["'zebra'", "onnxplain inspect MODEL.onnx --json"]),
         ("crane", ["'crane'", "2, 3"]),
         ("", ["''"]),
     ],
@@ -294,7 +295,8 @@ def test_bad_class(name: str, words: list[str], model: Path, picture: Path, out:
 
 
 def test_more_classes_than_there_are(model: Path, picture: Path, out: Path) -> None:
-    assert_one_line_error(run("explain", model, picture, "--top", "5", "-o", out), 1, "4 classes")
+    result = run("explain", model, picture, "--top", "5", "-o", out)
+    assert_one_line_error(result, 1, "top must be at most 4, the number of classes, not 5")
 
 
 def test_cam_where_it_is_undefined(tmp_path: Path, picture: Path, out: Path) -> None:

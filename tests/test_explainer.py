@@ -89,6 +89,9 @@ def test_several_classes_of_one_picture(explainer):
     for explanation, index in zip(found, [3, 0, order[0], 3, 1], strict=True):
         assert_explains(explanation, IMAGES[1], index)
     assert explainer.explain_classes(IMAGES[1], []) == []
+    for targets in (np.array([3, 0, 1]), iter([3, 0, 1])):
+        found = explainer.explain_classes(IMAGES[1], targets)
+        assert [explanation.index for explanation in found] == [3, 0, 1]
 
 
 def test_one_run_for_several_classes(explainer, monkeypatch):
@@ -124,6 +127,9 @@ def test_batch(explainer):
         [by_hand(image, 2)[0][2] for image in IMAGES], abs=1e-4
     )
     assert explainer.explain_batch([]) == []
+    for targets in (2, [2, 2, 2]):
+        for explanation, image in zip(explainer.explain_batch(iter(IMAGES), targets), IMAGES, strict=True):
+            assert_explains(explanation, image, 2)
     for one in ("picture.png", b"png", IMAGES[0]):
         with pytest.raises(TypeError, match="for one, call explain"):
             explainer.explain_batch(one)
@@ -268,7 +274,7 @@ def test_save(explainer, tmp_path):
 def test_wrong_calls(explainer):
     with pytest.raises(TargetError, match="class 4 is out of range: the model has 4 classes, 0 to 3"):
         explainer.explain(IMAGES[0], 4)
-    with pytest.raises(TargetError, match="class -5 is out of range"):
+    with pytest.raises(TargetError, match="top must be at most 4, the number of classes, not 5"):
         explainer.explain_classes(IMAGES[0], top=5)
     with pytest.raises(TargetError, match="did you mean 'class 0'"):
         explainer.explain(IMAGES[0], "clas 0")
@@ -321,6 +327,10 @@ def test_a_model_that_does_not_say_how_many_classes_it_has():
     assert explainer.explain(IMAGES[0], 3).index == 3
     with pytest.raises(TargetError, match="out of range"):
         explainer.explain(IMAGES[0], 4)
+    explainer._num_classes = None  # as where onnxruntime can't infer it either
+    for targets in ([4], [0, 4], [-5]):
+        with pytest.raises(TargetError, match="a class is out of range: the model has 4 classes"):
+            explainer.explain_classes(IMAGES[0], targets)
 
 
 @pytest.mark.parametrize(
@@ -343,14 +353,37 @@ def test_outputs_that_are_not_what_the_graph_left_open(output, node):
     for index, dim in enumerate(kept.type.tensor_type.shape.dim):
         dim.dim_param = f"open{index}"
     explainer = Explainer(model.SerializeToString())
-    with pytest.raises(ModelError, match=r"came out as|make no sense"):
+    with pytest.raises(ModelError, match=r"came out as \(|other classes"):
         explainer.explain(IMAGES[0], 3)
 
 
-def test_nan_from_the_network_is_not_explained():
-    broken = replace(NETWORK, offset=np.full(4, np.nan, np.float32))
-    with pytest.raises(ModelError, match="NaN"):
-        Explainer(tiny_explainer(broken, MANIFEST)).explain(IMAGES[0], 1)
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("output", ["logits", "activations", "gradients"])
+def test_outputs_that_are_not_finite(output, value):
+    model = tiny_model(NETWORK, MANIFEST)
+    rename_output(model, output, "inner")
+    model.graph.output[[one.name for one in model.graph.output].index("inner")].name = output
+    constant = onnx.numpy_helper.from_array(np.array(value, np.float32), "constant")
+    model.graph.initializer.append(constant)
+    model.graph.node.append(onnx.helper.make_node("Add", ["inner", "constant"], [output]))
+    explainer = Explainer(model.SerializeToString())
+    for target in (1, -1):
+        with pytest.raises(ModelError, match=rf"'{output}' came out as NaN or infinite.*check its weights"):
+            explainer.explain(IMAGES[0], target)
+
+
+@pytest.mark.parametrize("node", ["Identity", "Neg", "Add"])
+def test_another_class_than_asked_for(node):
+    """The file says that it explained class 0, -1 or 2, asked for class 1."""
+    model = tiny_model(NETWORK, MANIFEST)
+    rename_output(model, "explained_class", "inner")
+    model.graph.output[1].name = "explained_class"
+    inputs = {"Identity": ["nought"], "Neg": ["inner"], "Add": ["inner", "inner"]}[node]
+    model.graph.node.append(onnx.helper.make_node("Sub", ["inner", "inner"], ["nought"]))
+    model.graph.node.append(onnx.helper.make_node(node, inputs, ["explained_class"]))
+    explainer = Explainer(model.SerializeToString())
+    with pytest.raises(ModelError, match="other classes than it was asked for"):
+        explainer.explain(IMAGES[0], 1)
 
 
 def test_a_file_and_a_session(tmp_path):
@@ -373,6 +406,10 @@ def test_a_model_or_a_session():
         Explainer()
     with pytest.raises(TypeError, match="either a model or a session"):
         Explainer(tiny_explainer(), session=onnxruntime.InferenceSession(tiny_explainer()))
+    session = onnxruntime.InferenceSession(tiny_explainer())
+    for options in ({"device": "cpu"}, {"providers": ["CPUExecutionProvider"]}):
+        with pytest.raises(TypeError, match="a session has its own"):
+            Explainer(session=session, **options)
 
 
 def test_files_that_are_no_models(tmp_path):
@@ -402,6 +439,12 @@ def test_a_plain_model(tmp_path):
     path.write_bytes(model.SerializeToString())
     with pytest.raises(ModelError, match=r"plain ONNX model.*onnxplain export SOURCE -o"):
         Explainer(path)
+
+
+@pytest.mark.parametrize("providers", ["CPUExecutionProvider", ("CPUExecutionProvider", {})])
+def test_one_provider_in_place_of_a_list(providers):
+    with pytest.raises(TypeError, match=r"a list of execution providers.*such as \["):
+        Explainer(tiny_explainer(), providers=providers)
 
 
 @pytest.mark.parametrize("provider", ["cuda", "TensorrtExecutionProvider", "NoSuchProvider"])
@@ -503,7 +546,8 @@ def layer(**changes):
         (with_manifest(layer(gradients="nothing")), "lacks the output 'nothing'"),
         (with_manifest(layer(channels=7)), "output 'activations' is .*but the manifest says"),
         (with_manifest(layer(height=8, width=6)), "output 'activations' is"),
-        (with_manifest(replace(MANIFEST, labels=("a", "b"))), "output 'logits' is"),
+        (with_manifest(replace(MANIFEST, labels=("a", "b"))), r"'logits' is .* says .*\['any', 2\]"),
+        (with_manifest(replace(MANIFEST, labels=())), r"'logits' is .* says .*\['any', 0\]"),
         (
             with_manifest(replace(MANIFEST, input=Preprocessing(3, 32, 32, resize=None))),
             "input 'image' is .*but the manifest says",

@@ -52,7 +52,9 @@ def test_an_unknown_label_names_near_ones(written):
 
 
 def test_an_unknown_label_with_nothing_near():
-    with pytest.raises(TargetError, match=r"no class 'zebra'$"):
+    with pytest.raises(
+        TargetError, match=r"no class 'zebra'; onnxplain inspect MODEL.onnx --json lists its labels$"
+    ):
         resolve_target("zebra", LABELS, 6)
 
 
@@ -63,3 +65,6 @@ def test_a_label_where_the_model_has_none():
 
 def test_any_index_where_the_model_does_not_say_how_many():
     assert resolve_target(10**6, None, None) == 10**6
+    for target in (2**63, -(2**63) - 1):
+        with pytest.raises(TargetError, match="out of range"):
+            resolve_target(target, None, None)

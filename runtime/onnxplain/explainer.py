@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -67,6 +67,8 @@ class Explainer:
             session = create_session(model, device, providers)
         elif session is None or model is not None:
             raise TypeError("Explainer takes either a model or a session")
+        elif device != "auto" or providers is not None:
+            raise TypeError("device and providers go with a model; a session has its own")
         self._session = session
         self.manifest = read_manifest(self._session, model_name(model))
         self._num_classes = num_classes(self._session)
@@ -108,7 +110,7 @@ class Explainer:
     def explain_classes(
         self,
         image: Image,
-        targets: Sequence[Target] | None = None,
+        targets: Iterable[Target] | None = None,
         *,
         top: int | None = None,
         method: str = "gradcam",
@@ -135,19 +137,18 @@ class Explainer:
         ImageError, TargetError, MethodError
             As in `explain`.
         """
-        if (targets is None) == (top is None):
+        if targets is None and top is not None:
+            _check_top(top, self._num_classes)
+            targets = range(-1, -1 - top, -1)
+        elif targets is None or top is not None:
             raise TypeError("explain_classes takes either targets or top")
-        if top is not None:
-            if top < 1:
-                raise TargetError(f"top must be at least 1, not {top}")
-            targets = [-rank for rank in range(1, top + 1)]
         elif isinstance(targets, str):
             raise TypeError("targets is a list of classes; for one class, call explain")
-        return self._run([image], [list(targets or ())], method, layer)[0]
+        return self._run([image], [list(targets)], method, layer)[0]
 
     def explain_batch(
         self,
-        images: Sequence[Image],
+        images: Iterable[Image],
         target: Target | Sequence[Target] = None,
         method: str = "gradcam",
         layer: str | None = None,
@@ -157,7 +158,7 @@ class Explainer:
         Parameters
         ----------
         images
-            A list of pictures, each as in `explain`, of any sizes; or an array [batch, H, W, 3].
+            The pictures, each as in `explain`, of any sizes; or an array [batch, H, W, 3].
         target
             One class for all, as in `explain`, or a list or array with one for each.
         method, layer
@@ -179,6 +180,7 @@ class Explainer:
             raise TypeError(
                 "images is a list of pictures or an array [batch, H, W, 3]; for one, call explain"
             )
+        images = list(images)
         if isinstance(target, (list, tuple)) or (isinstance(target, np.ndarray) and target.ndim > 0):
             targets = list(target)
             if len(targets) != len(images):
@@ -233,14 +235,11 @@ class Explainer:
         feeds: dict[str, NDArray[Any]] = {"image": batch, "class_index": np.array(class_index, np.int64)}
         outputs = dict(zip(names, run(self._session, names, feeds), strict=True))
         _check_shapes(outputs, feeds["class_index"].shape, layers)
-        logits, explained = outputs["logits"], outputs["explained_class"]
-        classes = logits.shape[1]
+        classes = outputs["logits"].shape[1]
         if self.manifest.labels is not None and len(self.manifest.labels) != classes:
             raise ModelError(f"the model has {classes} classes but {len(self.manifest.labels)} labels")
-        if (explained == -1).any():
-            raise TargetError(f"a class is out of range: the model has {classes} classes")
-        if explained.min() < 0 or explained.max() >= classes or not np.isfinite(logits).all():
-            raise ModelError("the model's logits are NaN or infinite, or its classes make no sense")
+        _check_classes(outputs["explained_class"], feeds["class_index"], classes)
+        _check_finite(outputs)
         return outputs
 
     def _layers(self, name: str | None) -> tuple[Layer, ...]:
@@ -265,6 +264,31 @@ def _check_shapes(
             raise ModelError(f"the model's {name!r} came out as {outputs[name].shape}, not as {shape}")
     if outputs["logits"].shape[:-1] != (batch,):
         raise ModelError(f"the model's 'logits' came out as {outputs['logits'].shape}")
+
+
+def _check_classes(explained: NDArray[np.int64], requested: NDArray[np.int64], classes: int) -> None:
+    if requested.min() < -classes or requested.max() >= classes:
+        raise TargetError(f"a class is out of range: the model has {classes} classes")
+    legal = (explained >= 0) & (explained < classes) & ((requested < 0) | (explained == requested))
+    if not legal.all():
+        raise ModelError("the model explained other classes than it was asked for; export it again")
+
+
+def _check_finite(outputs: Mapping[str, NDArray[Any]]) -> None:
+    """Refuse NaN and infinity, which would make a blank heatmap."""
+    for name, values in outputs.items():
+        if not np.isfinite(values).all():
+            raise ModelError(
+                f"the model's {name!r} came out as NaN or infinite, so there is nothing to explain; "
+                "check its weights and its preprocessing"
+            )
+
+
+def _check_top(top: int, num_classes: int | None) -> None:
+    if top < 1:
+        raise TargetError(f"top must be at least 1, not {top}")
+    if num_classes is not None and top > num_classes:
+        raise TargetError(f"top must be at most {num_classes}, the number of classes, not {top}")
 
 
 def _check_method(method: str, layers: Sequence[Layer]) -> None:

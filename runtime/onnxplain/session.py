@@ -148,6 +148,11 @@ def _choose_providers(device: Device, providers: Sequence[Provider] | None) -> l
             raise ProviderError(f"unknown device {device!r}; there are auto, cpu and cuda")
         use_cuda = device == "cuda" or (device == "auto" and _CUDA in available)
         providers = [_CUDA, _CPU] if use_cuda else [_CPU]
+    elif isinstance(providers, str) or not all(isinstance(one, (str, tuple)) for one in providers):
+        raise TypeError(
+            "providers is a list of execution providers, each a name or a tuple (name, options); "
+            'such as ["CPUExecutionProvider"]'
+        )
     names = _names(providers)
     if not names:
         raise ProviderError(f"no execution provider given; available here: {', '.join(available)}")
@@ -224,7 +229,7 @@ def _compare(kind: str, tensors: Sequence[Any], promised: Mapping[str, _Promise]
             for have, want in zip(found.shape, shape, strict=True)
         )
         if found.type != dtype or not fits:
-            expected = [size or "any" for size in shape]
+            expected = ["any" if size is None else size for size in shape]
             raise ModelError(
                 f"its {kind} {name!r} is {found.type} {found.shape}, but the manifest says "
                 f"{dtype} {expected}; export the model again"

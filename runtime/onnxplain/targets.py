@@ -14,6 +14,8 @@ from onnxplain.errors import TargetError
 Target = SupportsIndex | str | None
 """A class index, a label, a negative rank (-1 is the highest logit), or None for the predicted class."""
 
+_INT64 = 1 << 63
+
 
 def resolve_target(target: Target, labels: Sequence[str] | None, num_classes: int | None) -> int:
     """Return the class index, or the negative rank, of a target.
@@ -25,7 +27,7 @@ def resolve_target(target: Target, labels: Sequence[str] | None, num_classes: in
     labels
         One label a class, or None where the model has none.
     num_classes
-        None where the model doesn't say; then any index is let through.
+        None where the model doesn't say; then any index that fits int64 is let through.
 
     Raises
     ------
@@ -42,7 +44,10 @@ def resolve_target(target: Target, labels: Sequence[str] | None, num_classes: in
         index = operator.index(target)
     except TypeError:
         raise TargetError(f"a class is an index, a label or a negative rank, not {target!r}") from None
-    if num_classes is not None and not -num_classes <= index < num_classes:
+    if num_classes is None:
+        if not -_INT64 <= index < _INT64:
+            raise TargetError(f"class {index} is out of range")
+    elif not -num_classes <= index < num_classes:
         raise TargetError(
             f"class {index} is out of range: the model has {num_classes} classes, 0 to {num_classes - 1} "
             f"(or -1 for the most likely, -2 for the next, down to -{num_classes})"
@@ -62,5 +67,6 @@ def _index_of(label: str, labels: Sequence[str] | None) -> int:
         )
     by_lower_case = {other.lower(): other for other in reversed(labels)}
     near = [by_lower_case[match] for match in difflib.get_close_matches(label.lower(), by_lower_case, n=5)]
-    hint = f"; did you mean {', '.join(map(repr, near))}?" if near else ""
-    raise TargetError(f"the model has no class {label!r}{hint}")
+    listed = "onnxplain inspect MODEL.onnx --json lists its labels"
+    hint = f"did you mean {', '.join(map(repr, near))}?" if near else listed
+    raise TargetError(f"the model has no class {label!r}; {hint}")

@@ -92,7 +92,8 @@ def command(
 
     explainer = Explainer(model, device=device)
     pictures = find_pictures(paths, output)
-    targets = [_target(text) for text in classes] or list(range(-1, -1 - (top or 1), -1))
+    targets = [_target(text) for text in classes] or None
+    top = None if targets else top or 1
     rows: list[list[str]] = []
     records: list[str] = []
     show_progress = len(pictures) > 1 and sys.stderr.isatty()
@@ -102,7 +103,7 @@ def command(
         ) as bar:
             for picture in bar:
                 try:
-                    explanations = _explain(explainer, picture, targets, method)
+                    explanations = _explain(explainer, picture, targets, top, method)
                 except ImageError as error:
                     click.echo(f"{_CLEAR_LINE * show_progress}Error: {printable(str(error))}", err=True)
                     continue
@@ -128,10 +129,10 @@ def _target(text: str) -> int | str:
 
 
 def _explain(
-    explainer: Explainer, picture: Picture, targets: Sequence[int | str], method: str
+    explainer: Explainer, picture: Picture, targets: Sequence[int | str] | None, top: int | None, method: str
 ) -> list[Explanation]:
     """Explain a picture's classes in one forward pass, each once: two targets may be the same class."""
-    explanations = explainer.explain_classes(picture.path, targets, method=method)
+    explanations = explainer.explain_classes(picture.path, targets, top=top, method=method)
     return list({explanation.index: explanation for explanation in explanations}.values())
 
 
