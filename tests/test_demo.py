@@ -14,7 +14,7 @@ import pytest
 from cli_helpers import assert_one_line_error, run
 from onnxplain import Explainer, demo, demo_page
 from onnxplain.images import read_image
-from onnxplain_models import NETWORKS, samples
+from onnxplain_models import METHODS, NETWORKS, samples
 
 SHIPPED = (
     "import sys\n"
@@ -110,9 +110,7 @@ def test_answers_and_overlays_are_the_explainers_own(folder: Path, page: Page) -
     for network in NETWORKS:
         explainer = Explainer(folder / f"{network}.onnx", device="cpu")
         for sample in samples():
-            explanation = explainer.explain(
-                folder / "scenes" / f"{sample.name}.png", method=demo.METHODS[network]
-            )
+            explanation = explainer.explain(folder / "scenes" / f"{sample.name}.png", method=METHODS[network])
             overlay = read_image(folder / "overlays" / f"{sample.name}-{network}.png")
             np.testing.assert_array_equal(overlay, explanation.overlay())
             assert f"{explanation.label} {network} {explanation.probability:.1%}" in page.text

@@ -18,6 +18,7 @@ from onnxplain.errors import ModelError
 from onnxplain.preprocessing import View, preprocess
 from onnxplain_models import (
     LABELS,
+    METHODS,
     NETWORKS,
     PREPROCESSING,
     TARGET_LAYERS,
@@ -28,7 +29,7 @@ from onnxplain_models import (
     weights_file,
 )
 from onnxplain_models import train as training
-from onnxplain_models.evaluate import METHODS, evaluate, iou
+from onnxplain_models.evaluate import evaluate, iou
 from onnxplain_models.make_samples import write_samples
 from onnxplain_models.scenes import Scenes, digits, make_scenes, photographs
 

@@ -6,6 +6,7 @@ the data.
 
 from onnxplain_models.catalog import (
     LABELS,
+    METHODS,
     NETWORKS,
     PREPROCESSING,
     TARGET_LAYERS,
@@ -17,6 +18,7 @@ from onnxplain_models.catalog import (
 
 __all__ = [
     "LABELS",
+    "METHODS",
     "NETWORKS",
     "PREPROCESSING",
     "TARGET_LAYERS",

@@ -19,6 +19,8 @@ PREPROCESSING = Preprocessing(
 )
 TARGET_LAYERS = MappingProxyType({"nin": "classes", "vgg_mlp": "features", "vgg_cam": "features"})
 """For each network the layer to explain: `nin`'s class maps, the VGGs' last feature maps; 12 x 12 each."""
+METHODS = MappingProxyType({"nin": "cam", "vgg_mlp": "gradcam", "vgg_cam": "cam"})
+"""For each network the method of its paper."""
 
 
 @dataclass(frozen=True)

@@ -17,10 +17,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from onnxplain import Box, Explainer, Explanation, OnnxplainError
-from onnxplain_models.catalog import NETWORKS, explainer_file
+from onnxplain_models.catalog import METHODS, NETWORKS, explainer_file
 from onnxplain_models.scenes import SIZE, Scenes, make_scenes
 
-METHODS = {"nin": "cam", "vgg_mlp": "gradcam", "vgg_cam": "cam"}
 _BATCH = 50
 
 

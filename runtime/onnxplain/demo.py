@@ -24,9 +24,7 @@ from onnxplain.files import write_atomically
 from onnxplain.images import read_image
 from onnxplain.opencv import cv2
 from onnxplain.overlay import overlay
-from onnxplain_models import NETWORKS, Sample, explainer_file, samples
-
-METHODS = {"nin": "cam", "vgg_mlp": "gradcam", "vgg_cam": "cam"}
+from onnxplain_models import METHODS, NETWORKS, Sample, explainer_file, samples
 
 _PRESENTED = (
     demo_page.Network(
