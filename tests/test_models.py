@@ -152,16 +152,16 @@ def test_accuracy_on_test_scenes(name, test_scenes):
     assert (answers == test_scenes.labels).mean() >= 0.97
 
 
-@pytest.mark.parametrize("name", NETWORKS)
-def test_the_shipped_explainer_finds_the_digit(name, test_scenes):
+@pytest.mark.parametrize(("name", "mean_iou"), [("nin", 0.65), ("vgg_mlp", 0.45), ("vgg_cam", 0.67)])
+def test_the_shipped_explainer_finds_the_digit(name, mean_iou, test_scenes):
     with as_file(explainer_file(name)) as path:
         explainer = Explainer(path)
     assert explainer.manifest.labels == LABELS
     assert explainer.manifest.input == PREPROCESSING
     scores = evaluate(explainer, METHODS[name], test_scenes)
     assert scores.accuracy >= 0.97
-    assert scores.peak_in_box >= 0.95
-    assert scores.mean_iou >= 0.4
+    assert scores.peak_in_box >= 0.98
+    assert scores.mean_iou >= mean_iou
 
 
 @pytest.mark.parametrize("name", NETWORKS)
