@@ -4,12 +4,19 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
+import onnx
 import pytest
+import skimage.data
+from PIL import Image
 
 from onnxplain import Explainer, Layer, Manifest, Preprocessing
+from onnxplain.manifest import METADATA_KEY
 from onnxplain_models import explainer_file, samples
+from tiny_explainer import Network, tiny_manifest, tiny_model, two_layers
 
 ROOT = Path(__file__).resolve().parents[1]
 FORMAT = (ROOT / "docs" / "file-format.md").read_text(encoding="utf-8")
@@ -33,15 +40,69 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def test_grad_cam_in_numpy_is_the_runtimes(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def change_preprocessing(path: Path, **changes: object) -> None:
+    model = onnx.load(path)
+    (entry,) = (entry for entry in model.metadata_props if entry.key == METADATA_KEY)
+    manifest = json.loads(entry.value)
+    manifest["input"] |= changes
+    entry.value = json.dumps(manifest)
+    onnx.save(model, path)
+
+
+def write_picture(path: Path, height: int, width: int) -> None:
+    """Write a photograph with all its detail, so that one resize can be told from another."""
+    Image.fromarray(skimage.data.chelsea()[:height, :width]).save(path)
+
+
+def assert_program_agrees(capsys: pytest.CaptureFixture[str]) -> None:
+    """Run the document's program, and compare all that comes out with the runtime."""
     (program,) = code_blocks(FORMAT, "python")
-    names: dict[str, object] = {}
-    exec(program, names)  # the document's own code
-    first, second = Explainer("vgg_mlp.onnx").explain_classes("scene.png", top=2)
+    found: dict[str, Any] = {}
+    exec(program, found)  # the document's own code
+    expected = Explainer("vgg_mlp.onnx").explain_classes("scene.png", top=2)
     printed = capsys.readouterr().out.splitlines()
-    assert [line.split()[0] for line in printed] == [first.label, second.label]
-    assert abs(names["cams"][0] - first.cam).max() < 1e-5
-    assert abs(names["heatmap"] - second.heatmap).max() < 1e-3
+    for line, one in zip(printed, expected, strict=True):
+        assert line.startswith(f"{one.label} ")
+    assert found["explained"].tolist() == [one.index for one in expected]
+    for row, one in enumerate(expected):
+        assert one.heatmap.max() == 1  # the network looked somewhere
+        assert abs(found["logits"][one.index] - one.logit) < 1e-3
+        assert abs(found["cams"][row] - one.cams[-1]).max() < 1e-3 * one.cams[-1].max()
+        assert abs(found["heatmaps"][row] - one.heatmap).max() < 2e-3
+
+
+@pytest.mark.parametrize(
+    ("height", "width", "changes"),
+    [
+        (96, 96, {}),
+        (97, 151, {}),
+        (300, 451, {"resize": 110, "crop": "center"}),
+        (291, 130, {"resize": 111, "crop": "center", "interpolation": "bicubic", "color": "BGR"}),
+        (80, 45, {"resize": 51, "crop": "center", "interpolation": "nearest"}),  # padded at both sides
+        (300, 451, {"resize": [107, 85], "crop": "center"}),
+    ],
+)
+def test_grad_cam_in_numpy_is_the_runtimes(
+    folder: Path, capsys: pytest.CaptureFixture[str], height: int, width: int, changes: dict[str, object]
+) -> None:
+    change_preprocessing(folder / "vgg_mlp.onnx", **changes)
+    write_picture(folder / "scene.png", height, width)
+    assert_program_agrees(capsys)
+
+
+def test_grad_cam_of_several_layers_and_grey_in_numpy_is_the_runtimes(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    network = Network.random()
+    grey = replace(
+        tiny_manifest().input, channels=1, color="L", mean=(0.4,), std=(0.3,), resize=30, crop="center"
+    )
+    manifest = two_layers(replace(tiny_manifest(), input=grey))
+    model = tiny_model(replace(network, kernel=network.kernel[:, :1]), manifest)
+    model.graph.input[0].type.tensor_type.shape.dim[1].dim_value = 1  # it is made for three channels
+    onnx.save(model, folder / "vgg_mlp.onnx")
+    write_picture(folder / "scene.png", 75, 110)
+    assert_program_agrees(capsys)
 
 
 def test_the_documented_manifest_is_one(folder: Path) -> None:
