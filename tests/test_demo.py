@@ -37,6 +37,7 @@ class Page(HTMLParser):
         self.elements: list[tuple[str, dict[str, str | None]]] = []
         self.open: list[str] = []
         self.text = ""
+        self.commands: list[str] = []
         self.feed(text)
         self.close()
         assert self.open == []
@@ -55,6 +56,8 @@ class Page(HTMLParser):
     def handle_data(self, data: str) -> None:
         if self.open and self.open[-1] != "style":
             self.text += data
+        if self.open[-2:] == ["pre", "code"]:
+            self.commands += data.splitlines()
 
     def pictures(self) -> list[bytes]:
         sources = [attributes["src"] or "" for tag, attributes in self.elements if tag == "img"]
@@ -124,6 +127,16 @@ def test_true_boxes_are_drawn_on_every_picture(page: Page) -> None:
     ]
     expected = [(x0, y0, x1 - x0, y1 - y0) for x0, y0, x1, y1 in (sample.box for sample in samples())]
     assert drawn == [box for box in expected for _ in range(1 + len(NETWORKS))]
+
+
+def test_commands_stand_on_lines_of_their_own(page: Page) -> None:
+    """Those that install are the README's: the package is on no index."""
+    explain, inspect, install, export = page.commands
+    assert explain.startswith("onnxplain explain ")
+    assert inspect.startswith("onnxplain inspect ")
+    assert install == 'python -m pip install -c constraints.txt ".[cpu,export,torchvision]"'
+    assert export.startswith("onnxplain export torchvision:")
+    assert page.text.count("pip install") == 1
 
 
 def test_page_tells_that_there_was_no_torch(page: Page) -> None:

@@ -193,8 +193,9 @@ def _next_steps(output: Path) -> list[tuple[str, str]]:
         ),
         ("What is in an explainer file:", f"onnxplain inspect {folder}/vgg_mlp.onnx"),
         (
-            "A network that knows 1000 kinds of things, for photographs of your own "
-            '(after python -m pip install "onnxplain[export,torchvision]"):',
+            "A network that knows 1000 kinds of things, for photographs of your own; the first line, in the "
+            "checkout, installs what exporting it takes:",
+            'python -m pip install -c constraints.txt ".[cpu,export,torchvision]"\n'
             "onnxplain export torchvision:resnet50 -o resnet50.onnx",
         ),
     ]

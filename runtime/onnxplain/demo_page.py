@@ -64,7 +64,7 @@ def render(
     facts
         Names and values for the line under the title.
     steps
-        What a user may do next, and the command that does it.
+        What a user may do next, and the commands that do it, one a line.
     torch
         One sentence on where PyTorch was and was not.
     made
@@ -77,7 +77,7 @@ def render(
         ramp=_data_uri(ramp),
         facts="".join(f"<li>{escape(name)} <b>{escape(value)}</b></li>" for name, value in facts),
         steps="".join(
-            f"<li><p>{escape(what)}</p><pre><code>{escape(line)}</code></pre></li>" for what, line in steps
+            f"<li><p>{escape(what)}</p><pre><code>{escape(lines)}</code></pre></li>" for what, lines in steps
         ),
         torch=escape(torch),
         made=escape(made),
