@@ -227,10 +227,11 @@ def test_text_that_is_no_manifest(text):
     assert len(str(caught.value)) < 300
 
 
-@pytest.mark.parametrize("number", ["NaN", "Infinity", "1e999"])
-def test_numbers_that_are_not_finite(number):
-    with pytest.raises(ModelError, match="damaged"):
-        Manifest.from_json(changed("input", "mean", to=[0.5, 0.5, 0.123]).replace("0.123", number))
+@pytest.mark.parametrize("number", ["NaN", "Infinity", "-Infinity", "1e999"])
+@pytest.mark.parametrize("keys", [["input", "mean", 2], ["verification", "logits"]])
+def test_numbers_that_are_not_finite(keys, number):
+    with pytest.raises(ModelError, match=f"not valid JSON \\({number} is no finite number\\)"):
+        Manifest.from_json(changed(*keys, to=0.123).replace("0.123", number))
 
 
 def test_the_usual_transform_of_a_size():

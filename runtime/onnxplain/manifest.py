@@ -6,6 +6,7 @@ A manifest comes from a file that may be hostile, so every field is checked befo
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal, TypeVar, get_args
@@ -180,7 +181,7 @@ class Manifest:
             The text isn't a manifest, or one of a newer schema.
         """
         try:
-            fields = json.loads(text)
+            fields = json.loads(text, parse_float=_finite_float, parse_constant=_finite_float)
         except (ValueError, RecursionError) as error:
             raise ModelError(f"the manifest is not valid JSON ({error}); export the model again") from None
         schema = fields.get("schema") if isinstance(fields, dict) else None
@@ -225,6 +226,14 @@ def _read(kind: type[_T], fields: Any, where: str) -> _T:
         if key in kind.__dataclass_fields__
     }
     return kind(**known)
+
+
+def _finite_float(text: str) -> float:
+    """Read a number of JSON; Python's reader would take NaN, and infinity for 1e999."""
+    number = float(text)
+    if not math.isfinite(number):
+        raise ValueError(f"{text[:20]} is no finite number")
+    return number
 
 
 def _require(condition: bool, problem: str) -> None:
