@@ -160,7 +160,7 @@ def test_bad_source(source: str, words: list[str], command: str, folder: Path) -
         (["--checkpoint", "missing.pt"], ["missing.pt"]),
         (["--preprocessing", "missing.json"], ["missing.json"]),
         (["--preprocessing", "labels"], ["labels"]),
-        (["--size", "2"], ["[1, 3, 2, 2]"]),
+        (["--size", "2"], ["[batch, 3, 2, 2]"]),
         (["-o", "no/such/folder.onnx"], ["no/such"]),
     ],
 )
@@ -190,7 +190,7 @@ def test_bad_preprocessing(text: str, folder: Path) -> None:
     [
         (["export", SOURCE, "-o", "out.onnx"], "torch", "export"),
         (["export", SOURCE, "-o", "out.onnx"], "onnxscript", "export"),
-        (["export", "torchvision:resnet18", "-o", "out.onnx"], "torchvision", "export,torchvision"),
+        (["export", "torchvision:resnet18", "-o", "out.onnx"], "torchvision", "torchvision"),
         (["layers", SOURCE], "torch", "export"),
         (["verify", "model.onnx"], "onnx_ir", "onnx"),
     ],

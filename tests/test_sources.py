@@ -12,7 +12,7 @@ import torch
 import torchvision
 from torch import nn
 
-from onnxplain import Preprocessing
+from onnxplain import Preprocessing, extras
 from onnxplain.errors import MissingDependencyError, SourceError
 from onnxplain_export import export, load_source
 
@@ -174,7 +174,7 @@ def test_torchvision_pretrained_weights_are_loaded(monkeypatch: pytest.MonkeyPat
 
 
 def test_without_torchvision(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "torchvision.models", None)
+    monkeypatch.setattr(extras, "find_spec", lambda name: None)
     with pytest.raises(MissingDependencyError, match="pip install"):
         load_source("torchvision:resnet18")
 

@@ -36,4 +36,7 @@ def __getattr__(name: str) -> Any:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     from importlib import import_module
 
+    from onnxplain.extras import require
+
+    require("onnx" if name in ("verify", "Verification") else "export")
     return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)

@@ -155,7 +155,9 @@ def _missing_rule(node: ir.Node) -> UnsupportedOperatorError:
 
 def _place(node: ir.Node) -> str:
     module = node.metadata_props.get(MODULE_KEY)
-    return f"node {node.name!r}" + (f" in module {module!r}" if module else "")
+    if module is None:
+        return f"node {node.name!r}"
+    return f"node {node.name!r} in " + (f"module {module!r}" if module else "the model's own forward")
 
 
 def _undo_broadcast(op: Op, gradient: ir.Value, value: ir.Value, output: ir.Value) -> ir.Value:

@@ -3,23 +3,34 @@
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
+from typing import get_args
 
+import onnx_ir as ir
 import torch
 from torch import nn
 
 import onnxplain
-from onnxplain.errors import LayerError, SourceError
+from onnxplain.errors import LayerError, ModelError, SourceError
 from onnxplain.manifest import Activation, Head, Layer, Manifest, Preprocessing
 from onnxplain_export.assemble import EXPLAINED, LOGITS, TracedModel, assemble, output_names, set_manifest
-from onnxplain_export.files import moved_into_place, save
+from onnxplain_export.files import check_destination, moved_into_place, save
 from onnxplain_export.float64 import Arrays
+from onnxplain_export.graph import skip_identities
 from onnxplain_export.head import is_gap_linear
 from onnxplain_export.layers import LayerCandidate, ModuleCall, automatic_layer, candidates
-from onnxplain_export.torch_model import check_layers, record_calls, reference, trace, weights_digest
+from onnxplain_export.torch_model import (
+    check_layers,
+    record_calls,
+    reference,
+    reference_logits,
+    trace,
+    weights_digest,
+)
 from onnxplain_export.verification import Probe, Verification, check_rules, compare, run_file
 
 
@@ -40,6 +51,7 @@ class ExportReport:
     """Bytes of the file."""
 
 
+@torch.inference_mode(mode=False)
 def export(
     model: nn.Module,
     example_input: torch.Tensor,
@@ -48,7 +60,7 @@ def export(
     layer: str | Sequence[str] | None = None,
     labels: Sequence[str] | None = None,
     preprocessing: Preprocessing | None = None,
-    activation: Activation = "softmax",
+    activation: Activation | None = None,
     source_name: str | None = None,
     progress: Callable[[str], None] = lambda step: None,
 ) -> ExportReport:
@@ -74,7 +86,9 @@ def export(
     preprocessing
         How pictures become inputs; by default the usual evaluation transform at the example's size.
     activation
-        What makes probabilities of logits: softmax, sigmoid (multi-label and single-logit models) or none.
+        What makes probabilities of logits: softmax, sigmoid (multi-label and single-logit models) or none. By
+        default sigmoid for a single logit, none (and a warning) for a model that ends in a softmax or sigmoid
+        itself, else softmax.
     source_name
         What the manifest calls the source; by default the model's class.
     progress
@@ -97,11 +111,17 @@ def export(
         The explainer's logits or gradients are wrong by more than rounding; no file is left.
     """
     destination = Path(path)
+    check_destination(destination)
+    _check_model(model)
+    if activation not in (None, *get_args(Activation)):
+        raise SourceError(
+            f"there is no activation {activation!r}; choose one of {', '.join(get_args(Activation))}"
+        )
     preprocessing = _checked_preprocessing(example_input, preprocessing)
     progress("running the model")
-    calls, num_classes = record_calls(model, example_input[:1])
-    if labels is not None and len(labels) != num_classes:
-        raise SourceError(f"there are {len(labels)} labels and {num_classes} classes; give one a class")
+    calls, num_classes = record_calls(model, example_input)
+    if labels is not None and (isinstance(labels, str) or len(labels) != num_classes):
+        raise SourceError(f"there are {len(labels)} labels and {num_classes} classes; list one a class")
     names = _layer_names(layer, calls, num_classes)
     check_layers(model, names, calls)
     progress("tracing it to ONNX")
@@ -116,7 +136,7 @@ def export(
         input=preprocessing,
         layers=layers,
         labels=None if labels is None else tuple(labels),
-        activation=activation,
+        activation=activation or _usual_activation(traced.logits, num_classes),
         producer={"onnxplain": onnxplain.__version__, **producers},
         source={
             "kind": "torch",
@@ -131,7 +151,8 @@ def export(
         save(traced.model, draft)
         progress("verifying the file against PyTorch")
         outputs = run_file(draft, probe, layers)
-        verification = compare(rules, outputs, _expected(model, probe, outputs, layers), layers)
+        expected = _expected(model, example_input, probe, outputs, layers)
+        verification = compare(probe, rules, outputs, expected, layers)
         manifest = replace(manifest, verification=verification.summary())
         set_manifest(traced.model, manifest)
         save(traced.model, draft)
@@ -147,6 +168,7 @@ def export(
     )
 
 
+@torch.inference_mode(mode=False)
 def list_layers(model: nn.Module, example_input: torch.Tensor) -> list[LayerCandidate]:
     """Return the layers of a model that can be explained, in the order of their calls.
 
@@ -160,15 +182,21 @@ def list_layers(model: nn.Module, example_input: torch.Tensor) -> list[LayerCand
     SourceError
         The model can't be run.
     """
+    _check_model(model)
     _check_input(example_input)
-    return candidates(*record_calls(model, example_input[:1]))
+    return candidates(*record_calls(model, example_input))
 
 
 def _checked_preprocessing(example_input: torch.Tensor, preprocessing: Preprocessing | None) -> Preprocessing:
     _check_input(example_input)
     channels, height, width = example_input.shape[1:]
     if preprocessing is None:
-        return Preprocessing.for_size(channels, height, width)
+        try:
+            return Preprocessing.for_size(channels, height, width)
+        except ModelError as error:
+            raise SourceError(str(error)) from None
+    if not isinstance(preprocessing, Preprocessing):
+        raise SourceError(f"the preprocessing is a {type(preprocessing).__name__}; pass a Preprocessing")
     size = (preprocessing.channels, preprocessing.height, preprocessing.width)
     if size != (channels, height, width):
         raise SourceError(
@@ -176,6 +204,31 @@ def _checked_preprocessing(example_input: torch.Tensor, preprocessing: Preproces
             f"and the example has {[channels, height, width]}; make them equal"
         )
     return preprocessing
+
+
+def _usual_activation(logits: ir.Value, num_classes: int) -> Activation:
+    last = skip_identities(logits).producer()
+    if last is not None and last.op_type in ("Softmax", "Sigmoid"):
+        warnings.warn(
+            f"the model ends in {last.op_type}, so that probabilities are explained in place of logits, and "
+            "maps fade where it is sure; better export a model that returns the logits",
+            stacklevel=3,
+        )
+        return "none"
+    return "sigmoid" if num_classes == 1 else "softmax"
+
+
+def _check_model(model: object) -> None:
+    if not isinstance(model, nn.Module):
+        raise SourceError(f"the model is a {type(model).__name__}; pass a torch.nn.Module")
+    if isinstance(model, torch.jit.ScriptModule):
+        raise SourceError(
+            "the model is a TorchScript module, which can't be traced; pass the one it was made of"
+        )
+    if hasattr(model, "_orig_mod"):
+        raise SourceError(
+            "the model is compiled, which hides its layers; pass the one given to torch.compile"
+        )
 
 
 def _check_input(example_input: torch.Tensor) -> None:
@@ -190,9 +243,9 @@ def _layer_names(
 ) -> list[str]:
     if layer is None:
         return [automatic_layer(candidates(calls, num_classes))]
-    names = [layer] if isinstance(layer, str) else list(layer)
-    if not names:
-        raise LayerError("no layer is named; name at least one, or leave it to be picked")
+    names = [layer] if isinstance(layer, str) or not isinstance(layer, Sequence) else list(layer)
+    if not names or not all(isinstance(name, str) for name in names):
+        raise LayerError("no layer is named; name one or several, such as 'layer4', or leave it out")
     return names
 
 
@@ -208,9 +261,16 @@ def _describe(traced: TracedModel, names: Sequence[str], calls: Sequence[ModuleC
     return tuple(described)
 
 
-def _expected(model: nn.Module, probe: Probe, outputs: Arrays, layers: Sequence[Layer]) -> Arrays:
+def _expected(
+    model: nn.Module, example_input: torch.Tensor, probe: Probe, outputs: Arrays, layers: Sequence[Layer]
+) -> Arrays:
     """Return what PyTorch says of a probe, under the names of the file's outputs."""
+    image = torch.from_numpy(probe.image).to(example_input.device)
     classes = torch.from_numpy(outputs[EXPLAINED])
-    found = reference(model, [layer.name for layer in layers], torch.from_numpy(probe.image), classes)
-    gradients = {layer.gradients: found.gradients[layer.name].numpy() for layer in layers}
-    return {LOGITS: found.logits.numpy(), **gradients}
+    expected = {LOGITS: reference_logits(model, image).numpy()}
+    for layer in layers:
+        activations = torch.from_numpy(outputs[layer.activations])
+        found = reference(model, layer.name, image, classes, activations)
+        expected[layer.activations] = found.activations.numpy()
+        expected[layer.gradients] = found.gradients.numpy()
+    return expected

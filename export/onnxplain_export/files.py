@@ -15,6 +15,21 @@ from onnxplain.errors import OnnxplainError
 EXTERNAL_DATA_THRESHOLD = 2**31 - 2**24
 
 
+def check_destination(destination: Path) -> None:
+    """Check that a file can stand at a path, before the work for it begins.
+
+    Raises
+    ------
+    OnnxplainError
+        Its folder doesn't exist, or the path is a folder itself.
+    """
+    parent = destination.parent
+    if not parent.is_dir():
+        raise OnnxplainError(f"there is no folder {str(parent)!r} to write {destination.name!r} to; make it")
+    if destination.is_dir():
+        raise OnnxplainError(f"{str(destination)!r} is a folder; name a file to write to")
+
+
 @contextlib.contextmanager
 def moved_into_place(destination: Path) -> Iterator[Path]:
     """Give a path aside for a draft, and move what was written there to its destination.
@@ -31,11 +46,8 @@ def moved_into_place(destination: Path) -> Iterator[Path]:
     OnnxplainError
         The destination can't be written to.
     """
+    check_destination(destination)
     parent = destination.parent
-    if not parent.is_dir():
-        raise OnnxplainError(f"there is no folder {str(parent)!r} to write {destination.name!r} to; make it")
-    if destination.is_dir():
-        raise OnnxplainError(f"{str(destination)!r} is a folder; name a file to write to")
     try:
         aside = tempfile.TemporaryDirectory(prefix=f".{destination.name}.", dir=parent)
     except OSError as error:

@@ -14,7 +14,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from onnxplain.errors import MissingDependencyError, SourceError
+from onnxplain.errors import SourceError
+from onnxplain.extras import require
 from onnxplain.manifest import Preprocessing
 from onnxplain_export.layers import closest_names
 from onnxplain_export.torch_model import one_line
@@ -52,7 +53,8 @@ def load_source(
         `nn.Module`. Modules in the current folder are found.
     checkpoint
         A state dict to load: `.safetensors`, or anything else as a PyTorch file that holds tensors only. For
-        torchvision it stands in place of the pretrained weights, which are downloaded otherwise.
+        torchvision it stands in place of the pretrained weights, which are downloaded otherwise; the
+        preprocessing is the one that goes with torchvision's newest weights.
     size
         Height and width of the input; by default the source's own, or 224 x 224.
 
@@ -82,12 +84,9 @@ def load_source(
 
 
 def _torchvision(name: str, *, pretrained: bool) -> Source:
+    require("torchvision")
     try:
         models = importlib.import_module("torchvision.models")
-    except ImportError:
-        raise MissingDependencyError(
-            'torchvision is not installed; install it with: pip install "onnxplain[cpu,export,torchvision]"'
-        ) from None
     except RuntimeError as error:
         raise SourceError(
             f"torchvision doesn't import beside torch {torch.__version__} ({one_line(error)}); "
@@ -127,7 +126,7 @@ def _from_factory(module_name: str, factory_name: str) -> nn.Module:
     with _current_folder_importable():
         try:
             module = importlib.import_module(module_name)
-        except ImportError as error:
+        except (Exception, SystemExit) as error:
             raise SourceError(f"can't import {module_name!r} ({one_line(error)})") from error
     factory: Any = module
     for part in factory_name.split("."):
@@ -137,7 +136,7 @@ def _from_factory(module_name: str, factory_name: str) -> nn.Module:
         factory = getattr(factory, part)
     try:
         model = factory if isinstance(factory, nn.Module) else factory()
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise SourceError(f"{module_name}:{factory_name} fails: {one_line(error)}") from error
     if not isinstance(model, nn.Module):
         raise SourceError(

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import hashlib
+import io
 import logging
 import re
 import warnings
@@ -64,7 +66,7 @@ def logits_of(output: object) -> torch.Tensor:
         tensor = tensor.unsqueeze(1)
     if tensor.ndim != 2:
         raise SourceError(
-            f"the model returns the shape {list(tensor.shape)}, and logits have [batch, num_classes]; "
+            f"the model returns the shape {_shape(tensor.shape)}, and logits have [batch, num_classes]; "
             "wrap it so that it returns them"
         )
     return tensor
@@ -122,28 +124,33 @@ def check_layers(model: nn.Module, layers: Sequence[str], calls: Sequence[Module
         if not own:
             raise LayerError(f"the layer {name!r} is not called in a forward pass; choose another")
         if len(own) > 1:
-            names = ", ".join(f"{name}#{number} {list(call.shape)}" for number, call in enumerate(own, 1))
+            names = ", ".join(f"{name}#{number} {_shape(call.shape)}" for number, call in enumerate(own, 1))
             raise LayerError(
                 f"the layer {name!r} is called {len(own)} times in a forward pass ({names}); "
                 "choose one that is called once, such as the module around it"
             )
         if own[0].feature_map is None:
             raise LayerError(
-                f"the layer {name!r} puts out the shape {list(own[0].shape)}, which has no spatial extent; "
+                f"the layer {name!r} puts out the shape {_shape(own[0].shape)}, which has no spatial extent; "
                 "choose one of [batch, channels, height, width]"
             )
         if not own[0].reaches_logits:
             raise LayerError(f"the logits don't depend on the layer {name!r}; choose another")
 
 
-def record_calls(model: nn.Module, image: torch.Tensor) -> tuple[list[ModuleCall], int]:
+def record_calls(model: nn.Module, example: torch.Tensor) -> tuple[list[ModuleCall], int]:
     """Run a model once and return every call of its modules, in order, and the number of classes.
+
+    It is run on two images of noise of the example's size: on a picture of zeros many modules would put out
+    what they take in, and with a single image a model that squeezes its output would lose its batch.
 
     Raises
     ------
     SourceError
-        The model fails on the image.
+        The model fails on the images.
     """
+    generator = torch.Generator().manual_seed(0)
+    image = torch.randn(2, *example.shape[1:], generator=generator).to(example.device)
     outputs: list[tuple[str, str, torch.Tensor, bool]] = []
     versions: list[int] = []
 
@@ -170,19 +177,21 @@ def record_calls(model: nn.Module, image: torch.Tensor) -> tuple[list[ModuleCall
     with contextlib.ExitStack() as stack:
         stack.enter_context(evaluation_mode(model))
         stack.enter_context(torch.enable_grad())
-        for name, module in model.named_modules():
-            if name:
-                stack.callback(module.register_forward_pre_hook(before).remove)
-                stack.callback(module.register_forward_hook(record(name)).remove)
         try:
-            logits = logits_of(model(image.detach().clone().requires_grad_()))
+            for name, module in model.named_modules():
+                if name:
+                    stack.callback(module.register_forward_pre_hook(before).remove)
+                    stack.callback(module.register_forward_hook(record(name)).remove)
+            logits = logits_of(model(image.requires_grad_().clone()))
+            reached = _reached(logits, [tensor for _, _, tensor, _ in outputs])
         except SourceError:
             raise
         except Exception as error:
             raise SourceError(
-                f"the model fails on an input of {list(image.shape)}: {one_line(error)}"
+                f"the model fails on an input of {_shape(image.shape)}: {one_line(error)}"
             ) from error
-    reached = _reached(logits, [tensor for _, _, tensor, _ in outputs])
+    if not logits.isfinite().all():
+        raise SourceError("the model returns logits that are not finite; check its weights and its input")
     calls = [
         ModuleCall(name, kind, tuple(tensor.shape), _feature_map(tensor), reaches, same)
         for (name, kind, tensor, same), reaches in zip(outputs, reached, strict=True)
@@ -210,7 +219,10 @@ def trace(model: nn.Module, layers: Sequence[str], image: torch.Tensor) -> Trace
                 verbose=False,
             )
         except Exception as error:
-            raise SourceError(f"PyTorch can't export the model: {one_line(error)}") from error
+            causes = list(_causes(error))
+            if any(isinstance(cause, KeyboardInterrupt) for cause in causes):
+                raise KeyboardInterrupt from None
+            raise SourceError(f"PyTorch can't export the model: {one_line(causes[-1])}") from error
     assert program is not None
     graph: ir.Graph = program.model.graph
     for node in graph:
@@ -222,7 +234,8 @@ def trace(model: nn.Module, layers: Sequence[str], image: torch.Tensor) -> Trace
 def weights_digest(model: nn.Module) -> str:
     """Return the SHA-256 of a model's parameters and buffers, their names included."""
     digest = hashlib.sha256()
-    for name, tensor in sorted(model.state_dict().items()):
+    state = {name: value for name, value in model.state_dict().items() if isinstance(value, torch.Tensor)}
+    for name, tensor in sorted(state.items()):
         digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}".encode())
         digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
@@ -230,49 +243,66 @@ def weights_digest(model: nn.Module) -> str:
 
 @dataclass(frozen=True)
 class Reference:
-    """What PyTorch says of a batch: the explainer's outputs, by autograd."""
+    """What PyTorch says of a batch, for one layer."""
 
-    logits: torch.Tensor
-    gradients: dict[str, torch.Tensor]
-    """[batch, classes, channels, height, width] by the layer's name."""
+    activations: torch.Tensor
+    """What the layer puts out, [batch, channels, height, width]."""
+    gradients: torch.Tensor
+    """By autograd, [batch, classes, channels, height, width]."""
+
+
+def reference_logits(model: nn.Module, image: torch.Tensor) -> torch.Tensor:
+    """Return a model's own logits."""
+    with evaluation_mode(model), torch.no_grad():
+        return logits_of(model(image.clone())).cpu()
 
 
 def reference(
-    model: nn.Module, layers: Sequence[str], image: torch.Tensor, classes: torch.Tensor
+    model: nn.Module, layer: str, image: torch.Tensor, classes: torch.Tensor, activations: torch.Tensor
 ) -> Reference:
-    """Compute logits and gradients with autograd, for int64 classes [batch, classes] without ranks.
+    """Compute gradients with autograd, for int64 classes [batch, classes] without ranks.
 
-    The hooks hand a clone on to the rest of the model: a module that works in place would otherwise change
-    the tapped tensor, and autograd would differentiate with respect to the changed one.
+    `activations` take the place of the layer's own, so that both gradients are taken at the same point: where
+    PyTorch's own differ by rounding, ReLUs behind the layer would be open in one and closed in the other. The
+    difference is added as a constant: the layer may have computed more from its own than it hands on first.
+
+    Raises
+    ------
+    SourceError
+        PyTorch can't differentiate the model.
     """
-    taps: dict[str, torch.Tensor] = {}
+    own: list[torch.Tensor] = []
 
-    def tap(name: str) -> Any:
-        def hook(module: nn.Module, inputs: object, output: object) -> object:
-            taps[name] = _first(output)
-            return _replace_first(output, taps[name].clone())
-
-        return hook
+    def replace(module: nn.Module, inputs: object, output: object) -> object:
+        own.append(_first(output))
+        # A sum is a new tensor, so that the next module may work in place and leave this one's as it is.
+        return _replace_first(output, own[0] + (activations.to(image.device) - own[0].detach()))
 
     with contextlib.ExitStack() as stack:
         stack.enter_context(evaluation_mode(model))
         stack.enter_context(torch.enable_grad())
-        for name in layers:
-            stack.callback(model.get_submodule(name).register_forward_hook(tap(name)).remove)
-        logits = logits_of(model(image.detach().clone().requires_grad_()))
-    selected = logits.gather(1, classes).sum(dim=0)
-    per_class = [torch.autograd.grad(score, list(taps.values()), retain_graph=True) for score in selected]
-    gradients = {
-        name: torch.stack([gradient[index] for gradient in per_class], dim=1)
-        for index, name in enumerate(taps)
-    }
-    return Reference(logits.detach(), gradients)
+        stack.callback(model.get_submodule(layer).register_forward_hook(replace).remove)
+        try:
+            logits = logits_of(model(image.requires_grad_().clone()))
+            scores = logits.gather(1, classes.to(image.device)).sum(dim=0)
+            gradients = [torch.autograd.grad(score, own[0], retain_graph=True)[0] for score in scores]
+        except RuntimeError as error:
+            raise SourceError(f"PyTorch can't differentiate the model: {one_line(error)}") from error
+    return Reference(own[0].detach().cpu(), torch.stack(gradients, dim=1).cpu())
 
 
 def one_line(error: BaseException) -> str:
-    """Return the first line of an error's message that says anything."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[0] if lines else type(error).__name__
+    """Return the first line of an error's message, with its type where that says more."""
+    plain = re.sub(r"\x1b\[[0-9;]*m", "", str(error))
+    lines = [line.strip() for line in plain.splitlines() if line.strip()]
+    if not lines:
+        return type(error).__name__
+    return f"{type(error).__name__}: {lines[0]}" if isinstance(error, LookupError) else lines[0]
+
+
+def _shape(shape: Sequence[int]) -> str:
+    """Return a shape for a message; how many images it was tried on says nothing to its reader."""
+    return f"[{', '.join(['batch', *map(str, shape[1:])])}]" if shape else "[]"
 
 
 def _first(output: object) -> torch.Tensor:
@@ -286,8 +316,10 @@ def _replace_first(output: Any, tensor: torch.Tensor) -> Any:
     if isinstance(output, torch.Tensor):
         return tensor
     if isinstance(output, Mapping):
-        old = first_tensor(output)
-        return {key: tensor if value is old else value for key, value in output.items()}
+        mapping: Any = copy.copy(output)
+        key = next(key for key, value in output.items() if first_tensor(value) is not None)
+        mapping[key] = _replace_first(output[key], tensor)
+        return mapping
     replaced = list(output)
     index = next(index for index, item in enumerate(replaced) if first_tensor(item) is not None)
     replaced[index] = _replace_first(replaced[index], tensor)
@@ -312,6 +344,14 @@ def _reached(logits: torch.Tensor, tensors: Sequence[torch.Tensor]) -> list[bool
     return [found.get(id(tensor), False) for tensor in tensors]
 
 
+def _causes(error: BaseException) -> Iterator[BaseException]:
+    """Return an error and the ones that it was raised from, the first of all last."""
+    cause: BaseException | None = error
+    while cause is not None:
+        yield cause
+        cause = cause.__cause__
+
+
 def _module_of(node: ir.Node) -> str:
     """Return the name of the module that a node was traced from, as the model's own user knows it."""
     scopes = re.findall(r"'([^']*)'", node.metadata_props.get("pkg.torch.onnx.name_scopes", ""))
@@ -321,15 +361,16 @@ def _module_of(node: ir.Node) -> str:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Silence what PyTorch's exporter tells its own developers."""
-    loggers = [logging.getLogger(name) for name in ("torch.onnx", "torch.export", "onnxscript", "onnx_ir")]
-    levels = [logger.level for logger in loggers]
+    """Silence what PyTorch's exporter logs, warns of and prints for its own developers."""
+    disabled = logging.root.manager.disable
+    logging.disable(logging.CRITICAL)
     try:
-        for logger in loggers:
-            logger.setLevel(logging.ERROR)
-        with warnings.catch_warnings():
+        with (
+            warnings.catch_warnings(),
+            contextlib.redirect_stdout(io.StringIO()),
+            contextlib.redirect_stderr(io.StringIO()),
+        ):
             warnings.simplefilter("ignore")
             yield
     finally:
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)
+        logging.disable(disabled)

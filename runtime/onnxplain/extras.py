@@ -27,8 +27,9 @@ def require(*extras: str) -> None:
     Raises
     ------
     MissingDependencyError
-        One isn't; the message has the line that installs them all.
+        One isn't; the message has the line that installs all that are missing.
     """
+    extras = tuple(extra for extra in extras if missing_packages(extra))
     if missing := missing_packages(*extras):
         raise MissingDependencyError(
             f"{', '.join(missing)} {'is' if len(missing) == 1 else 'are'} not installed; "

@@ -50,7 +50,7 @@ class Window:
     def of(cls, node: ir.Node, kernel: list[int | None] | None = None) -> Window:
         """Read a node's attributes; a convolution's kernel may only be known from its weights."""
         if node.attributes.get_string("auto_pad", "NOTSET") not in ("NOTSET", "VALID"):
-            raise UnsupportedCaseError(f"{node.op_type} with auto_pad")
+            raise UnsupportedCaseError(f"a {node.op_type} with auto_pad")
         sizes = ints(node, "kernel_shape", [size or 0 for size in kernel or []])
         if 0 in sizes:
             raise UnsupportedCaseError(f"a {node.op_type} whose kernel's size is only known at run time")

@@ -105,9 +105,11 @@ def _read_preprocessing(file: Path) -> Preprocessing:
     """Read a JSON object with the fields of `Preprocessing`."""
     try:
         fields: dict[str, Any] = json.loads(read_text(file))
+        # What the file leaves out is as usual at its size.
+        size = [fields.get(key, usual) for key, usual in (("channels", 3), ("height", 224), ("width", 224))]
         lists_as_tuples: dict[str, Any] = {
             key: tuple(value) if isinstance(value, list) else value for key, value in fields.items()
         }
-        return Preprocessing(**lists_as_tuples)
+        return replace(Preprocessing.for_size(*size), **lists_as_tuples)
     except (ValueError, AttributeError, TypeError, ModelError) as error:
         raise SourceError(f"{file} doesn't say how pictures become inputs: {error}") from None

@@ -46,9 +46,8 @@ if TYPE_CHECKING:
 @click.option(
     "--activation",
     type=click.Choice(["softmax", "sigmoid", "none"]),
-    default="softmax",
-    show_default=True,
-    help="What turns logits into probabilities; sigmoid for multi-label and single-logit networks.",
+    help="What turns logits into probabilities: sigmoid for multi-label networks. "
+    "[default: softmax, sigmoid for a single logit]",
 )
 def command(
     source: str,
@@ -56,7 +55,7 @@ def command(
     layers: tuple[str, ...],
     checkpoint: Path | None,
     labels_file: Path | None,
-    activation: Activation,
+    activation: Activation | None,
     size: tuple[int, int] | None,
     preprocessing_file: Path | None,
 ) -> None:
@@ -79,7 +78,7 @@ def command(
         loaded.example_input,
         output,
         layer=layers or None,
-        labels=labels or loaded.labels,
+        labels=loaded.labels if labels is None else labels,
         preprocessing=loaded.preprocessing,
         activation=activation,
         source_name=source,
