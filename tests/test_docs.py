@@ -11,6 +11,7 @@ from typing import Any
 import onnx
 import pytest
 import skimage.data
+import torchvision
 from PIL import Image
 
 from onnxplain import Explainer, Layer, Manifest, Preprocessing
@@ -114,6 +115,18 @@ def test_the_documented_manifest_is_one(folder: Path) -> None:
     assert json.loads(example).keys() == real.keys()
     assert json.loads(example)["input"].keys() == real["input"].keys()
     assert json.loads(example)["layers"][0].keys() == real["layers"][0].keys()
+
+
+def test_the_readmes_first_step(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With weights that need no download."""
+    state = torchvision.models.resnet50(weights=None).state_dict()
+    monkeypatch.setattr(torchvision.models._api.WeightsEnum, "get_state_dict", lambda *_, **__: state)
+    program, _ = code_blocks(README, "python")
+    exec(program, {})  # the document's own code
+    manifest = Explainer("resnet50.onnx").manifest
+    assert manifest.layers[0].name == "layer4"
+    assert manifest.labels is not None
+    assert manifest.labels[:2] == ("tench", "goldfish")
 
 
 def test_the_readmes_second_step(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
