@@ -121,7 +121,8 @@ def test_checkpoints_that_fail(factory: str, tmp_path: Path, write: object, mess
         ("factory_of_tests:netwrk", r"did you mean network"),
         ("factory_of_tests:broken", "fails: no such weights"),
         ("factory_of_tests:number", "returns int, not a torch.nn.Module"),
-        ("model.onnx", "is no source"),
+        ("model.onnx", "model.onnx can't be exported yet"),
+        ("folder/model.pt2", "can't be exported yet"),
     ],
 )
 def test_names_that_fail(factory: str, spec: str, message: str) -> None:

@@ -66,6 +66,11 @@ def load_source(
         The source's package isn't installed.
     """
     origin, separator, name = spec.partition(":")
+    if Path(spec).suffix in (".onnx", ".pt2"):
+        raise SourceError(
+            f"{spec} can't be exported yet: sources are PyTorch modules, named as package.module:factory "
+            "or torchvision:NAME"
+        )
     if not separator or not origin or not name:
         raise SourceError(
             f"{spec!r} is no source; name one as torchvision:NAME or package.module:factory, "
