@@ -177,12 +177,26 @@ def test_bad_labels(text: str | bytes, folder: Path) -> None:
     assert unchanged(folder)
 
 
-@pytest.mark.parametrize("text", ["[]", "{", '{"height": 0}', '{"colour": "RGB"}', '{"mean": [0.5]}', "7"])
+HUGE = '{"height": 1%s, "width": 1%s}' % ("0" * 400, "0" * 400)
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["[]", "{", '{"height": 0}', '{"colour": "RGB"}', '{"mean": [0.5]}', "7", pytest.param(HUGE, id="huge")],
+)
 def test_bad_preprocessing(text: str, folder: Path) -> None:
     (folder / "preprocessing.json").write_text(text)
     result = run("export", SOURCE, "-o", "out.onnx", "--preprocessing", "preprocessing.json")
     assert_one_line_error(result, 1, "preprocessing.json")
+    assert "unexpected" not in result.stderr
     assert unchanged(folder)
+
+
+def test_preprocessing_that_leaves_the_resize_out(folder: Path) -> None:
+    """The resize is then the usual one at the input's size, not the one at 224."""
+    (folder / "preprocessing.json").write_text('{"height": 16, "width": 16}')
+    assert run("export", SOURCE, "-o", "out.onnx", "--preprocessing", "preprocessing.json").exit_code == 0
+    assert Explainer(folder / "out.onnx").manifest.input == Preprocessing.for_size(3, 16, 16)
 
 
 @pytest.mark.parametrize(

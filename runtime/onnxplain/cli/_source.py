@@ -111,5 +111,5 @@ def _read_preprocessing(file: Path) -> Preprocessing:
             key: tuple(value) if isinstance(value, list) else value for key, value in fields.items()
         }
         return replace(Preprocessing.for_size(*size), **lists_as_tuples)
-    except (ValueError, AttributeError, TypeError, ModelError) as error:
+    except (ValueError, AttributeError, TypeError, OverflowError, ModelError) as error:
         raise SourceError(f"{file} doesn't say how pictures become inputs: {error}") from None
