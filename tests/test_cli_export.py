@@ -177,7 +177,7 @@ def test_bad_labels(text: str | bytes, folder: Path) -> None:
     assert unchanged(folder)
 
 
-HUGE = '{"height": 1%s, "width": 1%s}' % ("0" * 400, "0" * 400)
+HUGE = json.dumps({"height": 10**400, "width": 10**400})
 
 
 @pytest.mark.parametrize(
@@ -188,7 +188,7 @@ def test_bad_preprocessing(text: str, folder: Path) -> None:
     (folder / "preprocessing.json").write_text(text)
     result = run("export", SOURCE, "-o", "out.onnx", "--preprocessing", "preprocessing.json")
     assert_one_line_error(result, 1, "preprocessing.json")
-    assert "unexpected" not in result.stderr
+    assert "--debug" not in result.stderr
     assert unchanged(folder)
 
 
