@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from onnxplain.errors import SourceError
-from onnxplain_export.torch_model import evaluation_mode
+from onnxplain_export.torch_model import evaluation_mode, one_line
 
 
 def with_cam_head(
@@ -81,8 +81,7 @@ def _dry_run(features: nn.Module, example_input: torch.Tensor) -> object:
         with torch.no_grad(), evaluation_mode(features):
             return features(example_input)
     except (RuntimeError, ValueError, TypeError) as error:
-        reason = str(error).splitlines()[0]
         raise SourceError(
-            f"the features don't run on an input of shape {list(example_input.shape)} ({reason}); "
+            f"the features don't run on an input of shape {list(example_input.shape)} ({one_line(error)}); "
             "pass an example_input that they take"
         ) from None

@@ -212,7 +212,7 @@ def _usual_activation(logits: ir.Value, num_classes: int) -> Activation:
         warnings.warn(
             f"the model ends in {last.op_type}, so that probabilities are explained in place of logits, and "
             "maps fade where it is sure; better export a model that returns the logits",
-            stacklevel=3,
+            stacklevel=4,  # the caller of `export`, which is wrapped
         )
         return "none"
     return "sigmoid" if num_classes == 1 else "softmax"

@@ -21,7 +21,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import onnx_ir as ir
 import onnxruntime
 
@@ -29,7 +28,7 @@ from onnxplain.errors import ModelError, VerificationError
 from onnxplain.manifest import METADATA_KEY, Layer, Manifest, Preprocessing
 from onnxplain_export.assemble import CLASS_INDEX, EXPLAINED, INPUT, LOGITS
 from onnxplain_export.files import save
-from onnxplain_export.float64 import Arrays, Float64Graph
+from onnxplain_export.float64 import Array, Arrays, Float64Graph
 from onnxplain_export.graph import downstream, skip_identities
 
 REFERENCE = "float64 directional derivatives"
@@ -46,8 +45,6 @@ GOOD_ENOUGH = 1e-8
 POINTS = 3
 # A difference of two logits is exact to about this part of the logits.
 ROUNDING = 1e-15
-
-Array = npt.NDArray[Any]
 
 
 @dataclass(frozen=True)
