@@ -21,7 +21,7 @@ from onnxplain_export.graph import (
     taken_by_branches,
     upstream,
 )
-from onnxplain_export.rules import RULES, SELECTION_RULES, Entry
+from onnxplain_export.rules import NO_GRADIENT, RULES, SELECTION_RULES, Entry
 from onnxplain_export.rules.registry import Op, Selection, UnsupportedCaseError
 
 Gradient = ir.Value | Selection
@@ -66,6 +66,8 @@ def differentiate(
     for node in reversed(list(graph)):
         outputs = [_total(op, output, arrived, totals) for output in node.outputs]
         if all(output is None for output in outputs):
+            continue
+        if node.op_type in NO_GRADIENT:
             continue
         for wrt, value in enumerate(node.inputs):
             if value in wanted:
@@ -132,7 +134,8 @@ def _check_known(graph: ir.Graph, logits: ir.Value, wanted: set[ir.Value]) -> No
         if not wanted.isdisjoint(node.inputs):
             for output in node.outputs:
                 if output.dtype is None or (is_float(output) and output.shape is None):
-                    _rule_of(node)
+                    if node.op_type not in NO_GRADIENT:
+                        _rule_of(node)
                     raise UnsupportedOperatorError(
                         f"the type or the rank of {output.name!r} is unknown ({_place(node)}); "
                         "run onnx's shape inference on the model first"

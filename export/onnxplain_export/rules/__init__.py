@@ -11,6 +11,6 @@ from onnxplain_export.rules import (  # noqa: F401  (importing a family register
     reductions,
     shapes,
 )
-from onnxplain_export.rules.registry import RULES, SELECTION_RULES, Entry
+from onnxplain_export.rules.registry import NO_GRADIENT, RULES, SELECTION_RULES, Entry
 
-__all__ = ["RULES", "SELECTION_RULES", "Entry"]
+__all__ = ["NO_GRADIENT", "RULES", "SELECTION_RULES", "Entry"]

@@ -79,6 +79,13 @@ class UnsupportedCaseError(Exception):
 
 RULES: dict[str, Entry] = {}
 SELECTION_RULES: dict[str, SelectionRule] = {}
+#: Operators whose floating-point output is a step function: its gradient is zero wherever there is one.
+NO_GRADIENT: set[str] = set()
+
+
+def no_gradient(*operators: str) -> None:
+    """Register operators through which no gradient flows."""
+    NO_GRADIENT.update(operators)
 
 
 def vjp(

@@ -1,0 +1,1 @@
+"""The rows of the rules' test, a file for each file of `onnxplain_export.rules`."""
