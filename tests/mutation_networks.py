@@ -12,7 +12,8 @@ from torch import nn
 from torch.nn import functional
 
 from onnxplain_export.assemble import TracedModel
-from onnxplain_export.torch_model import trace
+from onnxplain_export.feature_map import FeatureMap
+from onnxplain_export.torch_model import record_calls, trace
 
 CLASSES = 4
 EXAMPLE = torch.zeros(1, 3, 8, 8)
@@ -166,7 +167,7 @@ REWRITES: dict[str, Callable[[ir.Graph], None]] = {
 def _traced(tail: str, head: Callable[[int], nn.Module] | None = None) -> tuple[nn.Module, onnx.ModelProto]:
     torch.manual_seed(0)
     model = Network(TAILS[tail](), head and head(64))
-    return model, ir.to_proto(trace(model, ["features"], EXAMPLE).model)
+    return model, ir.to_proto(trace(model, ["features"], EXAMPLE, record_calls(model, EXAMPLE)[0]).model)
 
 
 def network(operator: str) -> tuple[nn.Module, onnx.ModelProto]:
@@ -190,12 +191,14 @@ def _rewritten(proto: onnx.ModelProto, operator: str) -> onnx.ModelProto:
     return rewritten
 
 
-def retraced(proto: onnx.ModelProto) -> Callable[[nn.Module, Sequence[str], torch.Tensor], TracedModel]:
+def retraced(proto: onnx.ModelProto) -> Callable[..., TracedModel]:
     """Return a stand-in for `trace` that hands out a copy of an earlier trace."""
 
-    def trace_again(model: nn.Module, layers: Sequence[str], image: torch.Tensor) -> TracedModel:
+    def trace_again(model: nn.Module, layers: Sequence[str], *arguments: object) -> TracedModel:
         copy = ir.from_proto(onnx.ModelProto.FromString(proto.SerializeToString()))
         logits, tap = copy.graph.outputs
-        return TracedModel(copy, copy.graph.inputs[0], logits, {layers[0]: tap})
+        return TracedModel(
+            copy, copy.graph.inputs[0], logits, {layers[0]: tap}, {layers[0]: FeatureMap(4, 4, 4)}
+        )
 
     return trace_again

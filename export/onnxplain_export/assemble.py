@@ -13,6 +13,7 @@ from onnxscript import GraphBuilder
 from onnxplain.errors import LayerError
 from onnxplain.manifest import METADATA_KEY, Manifest
 from onnxplain_export.differentiate import differentiate
+from onnxplain_export.feature_map import FeatureMap
 from onnxplain_export.graph import downstream, is_float, rank, skip_identities, upstream
 from onnxplain_export.rules.registry import Op, constant_like
 from onnxplain_export.selector import select_classes
@@ -29,6 +30,8 @@ class TracedModel:
     logits: ir.Value
     targets: dict[str, ir.Value]
     """The tapped value by the layer's name."""
+    maps: dict[str, FeatureMap]
+    """How each tapped value holds its feature maps."""
 
 
 def output_names(layers: Sequence[str]) -> list[tuple[str, str]]:
@@ -65,13 +68,16 @@ def assemble(traced: TracedModel) -> None:
     nan = constant_like(op, np.nan, logits)
     names = _OutputNames(graph, op)
     names.give(logits, LOGITS, ["batch", logits.shape[1] if logits.shape else None])
-    for (activations_name, gradients_name), target, gradient in zip(
-        output_names(list(targets)), targets.values(), gradients, strict=True
+    for (activations_name, gradients_name), (name, target), gradient in zip(
+        output_names(list(targets)), targets.items(), gradients, strict=True
     ):
-        shape = list(target.shape[1:]) if target.shape else []
-        names.give(target, activations_name, ["batch", *shape])
+        maps = traced.maps[name]
+        shape = [maps.channels, maps.height, maps.width]
+        activations = maps.emit_fold(op, target, leading=1)
+        names.give(activations, activations_name, ["batch", *shape])
         outermost_batch = op.Transpose(gradient, perm=[1, 0, *range(2, 1 + rank(target))])
-        exists = op.Unsqueeze(classes.valid, list(range(2, 1 + rank(target))))
+        outermost_batch = maps.emit_fold(op, outermost_batch, leading=2)
+        exists = op.Unsqueeze(classes.valid, [2, 3, 4])
         names.give(op.Where(exists, outermost_batch, nan), gradients_name, ["batch", "classes", *shape])
     names.give(classes.explained, EXPLAINED, ["batch", "classes"])
     traced.image.name = INPUT

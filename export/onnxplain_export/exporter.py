@@ -18,6 +18,7 @@ import onnxplain
 from onnxplain.errors import LayerError, ModelError, SourceError
 from onnxplain.manifest import Activation, Head, Layer, Manifest, Preprocessing
 from onnxplain_export.assemble import EXPLAINED, LOGITS, TracedModel, assemble, output_names, set_manifest
+from onnxplain_export.feature_map import FeatureMap
 from onnxplain_export.files import check_destination, moved_into_place, save
 from onnxplain_export.float64 import Arrays
 from onnxplain_export.graph import skip_identities
@@ -125,10 +126,10 @@ def export(
     names = _layer_names(layer, calls, num_classes)
     check_layers(model, names, calls)
     progress("tracing it to ONNX")
-    traced = trace(model, names, example_input)
+    traced = trace(model, names, example_input, calls)
     nodes_before = sum(1 for _ in traced.model.graph)
     progress(f"differentiating back to {', '.join(names)}")
-    layers = _describe(traced, names, calls)
+    layers = _describe(traced, names)
     assemble(traced)
     # Without the build's own suffix, as in 2.13.0+cpu.
     producers = {package: version(package).partition("+")[0] for package in ("torch", "onnx")}
@@ -249,15 +250,15 @@ def _layer_names(
     return names
 
 
-def _describe(traced: TracedModel, names: Sequence[str], calls: Sequence[ModuleCall]) -> tuple[Layer, ...]:
+def _describe(traced: TracedModel, names: Sequence[str]) -> tuple[Layer, ...]:
     """Return the manifest's entry of each layer."""
-    maps = {call.name: call.feature_map for call in calls}
     described = []
     for name, (activations, gradients) in zip(names, output_names(names), strict=True):
-        feature_map = maps[name]
-        assert feature_map is not None
-        head: Head | None = "gap_linear" if is_gap_linear(traced.targets[name], traced.logits) else None
-        described.append(Layer(name, activations, gradients, *feature_map[1:], head=head))
+        maps = traced.maps[name]
+        is_cam = maps.layout == "NCHW" and is_gap_linear(traced.targets[name], traced.logits)
+        head: Head | None = "gap_linear" if is_cam else None
+        size = (maps.channels, maps.height, maps.width)
+        described.append(Layer(name, activations, gradients, *size, tokens=maps.tokens, head=head))
     return tuple(described)
 
 
@@ -270,7 +271,8 @@ def _expected(
     expected = {LOGITS: reference_logits(model, image).numpy()}
     for layer in layers:
         activations = torch.from_numpy(outputs[layer.activations])
-        found = reference(model, layer.name, image, classes, activations)
-        expected[layer.activations] = found.activations.numpy()
-        expected[layer.gradients] = found.gradients.numpy()
+        maps = FeatureMap.of_layer(layer)
+        found = reference(model, layer.name, maps, image, classes, activations)
+        expected[layer.activations] = found.activations
+        expected[layer.gradients] = found.gradients
     return expected

@@ -5,18 +5,9 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
 
 from onnxplain.errors import LayerError
-
-
-class Tensor4(NamedTuple):
-    """Shape of a batch of feature maps."""
-
-    batch: int
-    channels: int
-    height: int
-    width: int
+from onnxplain_export.feature_map import FeatureMap, Layout
 
 
 @dataclass(frozen=True)
@@ -26,11 +17,16 @@ class ModuleCall:
     name: str
     kind: str
     shape: tuple[int, ...]
-    feature_map: Tensor4 | None
-    """The shape of the output where it is a feature map with spatial extent."""
+    feature_map: FeatureMap | None
+    """How the output is read as feature maps, where it has spatial extent."""
     reaches_logits: bool
+    """The logits depend on the maps; of tokens, on those of the grid."""
     same_as_input: bool
-    """The output has the input's elements in order: dropout, a pooling that changes nothing, a reshape."""
+    """The output has the input's elements: dropout, a pooling that changes nothing, a reshape, a permute."""
+    in_attention: bool = False
+    """It is a part of an attention module: its queries, keys and values aren't features."""
+    has_image_aspect: bool = True
+    """The maps' sides are in the image's proportion."""
 
 
 @dataclass(frozen=True)
@@ -44,35 +40,54 @@ class LayerCandidate:
     width: int
     automatic: bool
     """It is the one that is picked when none is named."""
+    layout: Layout = "NCHW"
+    """How the layer's own output holds the maps: as maps, channels last (NHWC), or as tokens (BNC)."""
+    prefix: int = 0
+    """How many class, distillation and register tokens are dropped."""
 
 
 def candidates(calls: Sequence[ModuleCall], num_classes: int) -> list[LayerCandidate]:
     """Return the layers that can be explained, in the order of their calls.
 
     The automatic layer is the last feature map with spatial extent that isn't yet one channel a class. Where
-    several modules put it out, one inside the other, the outermost has finished last and is the one.
+    several modules put it out, one inside the other, the outermost has finished last and is the one. Of
+    transformers it is the last layer whose tokens of the grid still reach the logits.
     """
     names = [call.name for call in calls]
     usable = [
-        call
+        (call, call.feature_map)
         for call in calls
         if call.feature_map is not None and call.reaches_logits and names.count(call.name) == 1
     ]
-    automatic = next(
-        (
-            call.name
-            for call in reversed(usable)
-            if not call.same_as_input
-            and call.feature_map is not None
-            and call.feature_map.channels != num_classes
-        ),
-        None,
-    )
-    return [
-        LayerCandidate(call.name, call.kind, *call.feature_map[1:], automatic=call.name == automatic)
-        for call in usable
-        if call.feature_map is not None
+    pickable = [
+        call
+        for call, maps in usable
+        if not call.same_as_input
+        and not call.in_attention
+        and maps.channels != num_classes
+        and not _is_final_norm(call, maps)
     ]
+    # Odd proportions, such as those of spectrograms, count where the network has no others.
+    pickable = [call for call in pickable if call.has_image_aspect] or pickable
+    automatic = pickable[-1].name if pickable else None
+    return [
+        LayerCandidate(
+            call.name,
+            call.kind,
+            maps.channels,
+            maps.height,
+            maps.width,
+            automatic=call.name == automatic,
+            layout=maps.layout,
+            prefix=maps.prefix,
+        )
+        for call, maps in usable
+    ]
+
+
+def _is_final_norm(call: ModuleCall, maps: FeatureMap) -> bool:
+    """Say whether a call is a transformer's last normalisation: the features are those that it follows."""
+    return maps.layout != "NCHW" and "." not in call.name and "norm" in call.kind.lower()
 
 
 def automatic_layer(found: Sequence[LayerCandidate]) -> str:
@@ -87,7 +102,7 @@ def automatic_layer(found: Sequence[LayerCandidate]) -> str:
         if candidate.automatic:
             return candidate.name
     raise LayerError(
-        "the model has no layer of [batch, channels, height, width] that the logits depend on; "
+        "the model has no feature maps or tokens with spatial extent that the logits depend on; "
         "there is nothing to lay a heatmap over"
     )
 

@@ -10,7 +10,7 @@ import logging
 import re
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import onnx_ir as ir
@@ -19,8 +19,9 @@ from torch import nn
 
 from onnxplain.errors import LayerError, SourceError
 from onnxplain_export.assemble import TracedModel
+from onnxplain_export.feature_map import Array, FeatureMap, feature_map_of, has_aspect, token_grids
 from onnxplain_export.graph import MODULE_KEY
-from onnxplain_export.layers import ModuleCall, Tensor4, closest_names
+from onnxplain_export.layers import ModuleCall, closest_names
 
 OPSET = 20
 
@@ -132,7 +133,7 @@ def check_layers(model: nn.Module, layers: Sequence[str], calls: Sequence[Module
         if own[0].feature_map is None:
             raise LayerError(
                 f"the layer {name!r} puts out the shape {_shape(own[0].shape)}, which has no spatial extent; "
-                "choose one of [batch, channels, height, width]"
+                "choose one of [batch, channels, height, width], channels last, or a grid of tokens"
             )
         if not own[0].reaches_logits:
             raise LayerError(f"the logits don't depend on the layer {name!r}; choose another")
@@ -164,12 +165,7 @@ def record_calls(model: nn.Module, example: torch.Tensor) -> tuple[list[ModuleCa
             if tensor is None:
                 return
             # A module that works in place returns its input, but as another version of it.
-            same = (
-                source is not None
-                and source.numel() == tensor.numel()
-                and source._version == version
-                and torch.equal(source.flatten(), tensor.flatten())
-            )
+            same = source is not None and source._version == version and _same_elements(source, tensor)
             outputs.append((name, type(module).__name__, tensor, same))
 
         return hook
@@ -192,14 +188,87 @@ def record_calls(model: nn.Module, example: torch.Tensor) -> tuple[list[ModuleCa
             ) from error
     if not logits.isfinite().all():
         raise SourceError("the model returns logits that are not finite; check its weights and its input")
-    calls = [
-        ModuleCall(name, kind, tuple(tensor.shape), _feature_map(tensor), reaches, same)
-        for (name, kind, tensor, same), reaches in zip(outputs, reached, strict=True)
+    calls = _described(model, outputs, reached, (image.shape[2], image.shape[3]))
+    return _without_unread_grids(model, image.detach(), calls), logits.shape[1]
+
+
+def _described(
+    model: nn.Module,
+    outputs: Sequence[tuple[str, str, torch.Tensor, bool]],
+    reached: Sequence[bool],
+    image_size: tuple[int, int],
+) -> list[ModuleCall]:
+    """Return the calls of a model's modules, given what they put out for two images."""
+    sizes = [(tensor.shape[2], tensor.shape[3]) for _, _, tensor, _ in outputs if tensor.ndim == 4]
+    grids = token_grids(sizes, image_size)
+    attention = [
+        f"{name}."
+        for name, module in model.named_modules()
+        if re.search("attention|attn", type(module).__name__, re.IGNORECASE)
     ]
-    return calls, logits.shape[1]
+    calls = []
+    for (name, kind, tensor, same), reaches in zip(outputs, reached, strict=True):
+        is_map = tensor.is_floating_point() and len(tensor) == 2
+        maps = feature_map_of(tensor.shape, image_size, grids) if is_map else None
+        calls.append(
+            ModuleCall(
+                name,
+                kind,
+                tuple(tensor.shape),
+                maps,
+                reaches,
+                same,
+                in_attention=name.startswith(tuple(attention)),
+                has_image_aspect=maps is not None and has_aspect(maps.size, image_size),
+            )
+        )
+    return calls
 
 
-def trace(model: nn.Module, layers: Sequence[str], image: torch.Tensor) -> TracedModel:
+def _without_unread_grids(
+    model: nn.Module, image: torch.Tensor, calls: Sequence[ModuleCall]
+) -> list[ModuleCall]:
+    """Mark the last layers whose grid the logits don't depend on: of their tokens only the first are read.
+
+    Not-a-number at the grid tells: it reaches whatever depends on it, also through weights of zero, with
+    which a fresh network's head begins.
+    """
+    marked = list(calls)
+    for index in reversed(range(len(marked))):
+        call = marked[index]
+        maps = call.feature_map
+        if maps is None or not call.reaches_logits:
+            continue
+        if not maps.prefix or _grid_reaches(model, image, call.name, maps):
+            break
+        marked[index] = replace(call, reaches_logits=False)
+    return marked
+
+
+def _grid_reaches(model: nn.Module, image: torch.Tensor, name: str, maps: FeatureMap) -> bool:
+    def poison(module: nn.Module, inputs: object, output: object) -> object:
+        tokens = _first(output).clone()
+        tokens[:, maps.prefix :] = torch.nan
+        return _replace_first(output, tokens)
+
+    with evaluation_mode(model), torch.no_grad(), contextlib.ExitStack() as stack:
+        stack.callback(model.get_submodule(name).register_forward_hook(poison).remove)
+        return bool(logits_of(model(image.clone())).isnan().any())
+
+
+def _same_elements(source: torch.Tensor, tensor: torch.Tensor) -> bool:
+    """Say whether two tensors hold the same elements, in the same order or with their axes permuted."""
+    if source.numel() != tensor.numel():
+        return False
+    if torch.equal(source.flatten(), tensor.flatten()):
+        return True
+    is_permuted = source.shape != tensor.shape and sorted(source.shape) == sorted(tensor.shape)
+    return is_permuted and torch.equal(source.flatten().sort().values, tensor.flatten().sort().values)
+
+
+def trace(
+    model: nn.Module, layers: Sequence[str], image: torch.Tensor, calls: Sequence[ModuleCall]
+) -> TracedModel:
     """Trace a model in evaluation mode to an ONNX graph of the design's opset, its batch dynamic.
 
     Raises
@@ -228,7 +297,14 @@ def trace(model: nn.Module, layers: Sequence[str], image: torch.Tensor) -> Trace
     for node in graph:
         node.metadata_props[MODULE_KEY] = _module_of(node)
     logits, *taps = graph.outputs
-    return TracedModel(program.model, graph.inputs[0], logits, dict(zip(layers, taps, strict=True)))
+    maps = {call.name: call.feature_map for call in calls if call.feature_map is not None}
+    return TracedModel(
+        program.model,
+        graph.inputs[0],
+        logits,
+        dict(zip(layers, taps, strict=True)),
+        {layer: maps[layer] for layer in layers},
+    )
 
 
 def weights_digest(model: nn.Module) -> str:
@@ -245,9 +321,9 @@ def weights_digest(model: nn.Module) -> str:
 class Reference:
     """What PyTorch says of a batch, for one layer."""
 
-    activations: torch.Tensor
+    activations: Array
     """What the layer puts out, [batch, channels, height, width]."""
-    gradients: torch.Tensor
+    gradients: Array
     """By autograd, [batch, classes, channels, height, width]."""
 
 
@@ -258,7 +334,12 @@ def reference_logits(model: nn.Module, image: torch.Tensor) -> torch.Tensor:
 
 
 def reference(
-    model: nn.Module, layer: str, image: torch.Tensor, classes: torch.Tensor, activations: torch.Tensor
+    model: nn.Module,
+    layer: str,
+    maps: FeatureMap,
+    image: torch.Tensor,
+    classes: torch.Tensor,
+    activations: torch.Tensor,
 ) -> Reference:
     """Compute gradients with autograd, for int64 classes [batch, classes] without ranks.
 
@@ -273,22 +354,25 @@ def reference(
     """
     own: list[torch.Tensor] = []
 
-    def replace(module: nn.Module, inputs: object, output: object) -> object:
+    def move(module: nn.Module, inputs: object, output: object) -> object:
         own.append(_first(output))
         # A sum is a new tensor, so that the next module may work in place and leave this one's as it is.
-        return _replace_first(output, own[0] + (activations.to(image.device) - own[0].detach()))
+        kept = own[0].detach()
+        difference = maps.unfold(activations.numpy() - maps.fold(kept.cpu().numpy()))
+        return _replace_first(output, own[0] + torch.from_numpy(difference).to(kept.device))
 
     with contextlib.ExitStack() as stack:
         stack.enter_context(evaluation_mode(model))
         stack.enter_context(torch.enable_grad())
-        stack.callback(model.get_submodule(layer).register_forward_hook(replace).remove)
+        stack.callback(model.get_submodule(layer).register_forward_hook(move).remove)
         try:
             logits = logits_of(model(image.requires_grad_().clone()))
             scores = logits.gather(1, classes.to(image.device)).sum(dim=0)
             gradients = [torch.autograd.grad(score, own[0], retain_graph=True)[0] for score in scores]
         except RuntimeError as error:
             raise SourceError(f"PyTorch can't differentiate the model: {one_line(error)}") from error
-    return Reference(own[0].detach().cpu(), torch.stack(gradients, dim=1).cpu())
+    stacked = torch.stack(gradients, dim=1).cpu().numpy()
+    return Reference(maps.fold(own[0].detach().cpu().numpy()), maps.fold(stacked))
 
 
 def one_line(error: BaseException) -> str:
@@ -324,12 +408,6 @@ def _replace_first(output: Any, tensor: torch.Tensor) -> Any:
     index = next(index for index, item in enumerate(replaced) if first_tensor(item) is not None)
     replaced[index] = _replace_first(replaced[index], tensor)
     return type(output)(*replaced) if hasattr(output, "_fields") else type(output)(replaced)
-
-
-def _feature_map(tensor: torch.Tensor) -> Tensor4 | None:
-    if tensor.ndim != 4 or tensor.shape[2] * tensor.shape[3] == 1 or not tensor.is_floating_point():
-        return None
-    return Tensor4(*tensor.shape)
 
 
 def _reached(logits: torch.Tensor, tensors: Sequence[torch.Tensor]) -> list[bool]:

@@ -27,6 +27,7 @@ import onnxruntime
 from onnxplain.errors import ModelError, VerificationError
 from onnxplain.manifest import METADATA_KEY, Layer, Manifest, Preprocessing
 from onnxplain_export.assemble import CLASS_INDEX, EXPLAINED, INPUT, LOGITS
+from onnxplain_export.feature_map import FeatureMap
 from onnxplain_export.files import save
 from onnxplain_export.float64 import Array, Arrays, Float64Graph
 from onnxplain_export.graph import downstream, skip_identities
@@ -240,15 +241,19 @@ def _rules_error(model: ir.Model, layer: Layer, probe: Probe, weights: Arrays) -
     whole = Float64Graph(model, [*inputs, CLASS_INDEX], outputs, weights)
     forward = Float64Graph(model, inputs, [LOGITS], weights)
     generator = np.random.default_rng(1)
+    maps = FeatureMap.of_layer(layer)
+    folded = (len(probe.image), maps.channels, maps.height, maps.width)
     activations = values[tap].astype(np.float64)
     size = max(float(np.sqrt(np.mean(np.square(activations)))), 1e-3)
     best = np.inf
     for _ in range(POINTS):
-        values[tap] = activations + 0.01 * size * generator.standard_normal(activations.shape)
+        values[tap] = activations + 0.01 * size * maps.unfold(generator.standard_normal(folded))
         point = whole.run({**values, CLASS_INDEX: probe.class_index})
-        directions = size * generator.standard_normal((DIRECTIONS, *activations.shape))
+        directions = size * generator.standard_normal((DIRECTIONS, *folded))
         errors = [
-            _errors_along(direction, forward, values, tap, point, point[layer.gradients])
+            _errors_along(
+                direction, maps.unfold(direction), forward, values, tap, point, point[layer.gradients]
+            )
             for direction in directions
         ]
         if np.isnan(errors).all():
@@ -263,7 +268,13 @@ def _rules_error(model: ir.Model, layer: Layer, probe: Probe, weights: Arrays) -
 
 
 def _errors_along(
-    direction: Array, forward: Float64Graph, values: Arrays, tap: str, point: Arrays, gradients: Array
+    direction: Array,
+    laid_out: Array,
+    forward: Float64Graph,
+    values: Arrays,
+    tap: str,
+    point: Arrays,
+    gradients: Array,
 ) -> Array:
     """Return the relative errors of the derivatives along a direction, [batch, classes].
 
@@ -275,7 +286,7 @@ def _errors_along(
     typical = np.sqrt(np.square(gradients).sum(axis=(2, 3, 4)) * np.mean(np.square(direction)))
     best = np.full(predicted.shape, np.nan)
     for step in STEPS:
-        measured = _difference(forward, values, tap, direction, step, point[EXPLAINED])
+        measured = _difference(forward, values, tap, laid_out, step, point[EXPLAINED])
         noise = ROUNDING * np.abs(point[LOGITS]).max() / step
         scale = np.maximum(np.maximum(typical, np.abs(measured)), np.finfo(np.float64).tiny)
         error = np.abs(predicted - measured) / scale
@@ -318,7 +329,7 @@ def _tap(model: ir.Model, layer: Layer) -> str:
     Where two layers put out the same value, the second one's output is a copy, which nothing reads.
     """
     output = next(value for value in model.graph.outputs if value.name == layer.activations)
-    name = skip_identities(output).name
+    name = skip_identities(FeatureMap.of_layer(layer).unfolded(skip_identities(output))).name
     assert name is not None
     return name
 
