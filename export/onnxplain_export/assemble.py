@@ -14,11 +14,17 @@ from onnxplain.errors import LayerError
 from onnxplain.manifest import METADATA_KEY, Manifest
 from onnxplain_export.differentiate import differentiate
 from onnxplain_export.feature_map import FeatureMap
-from onnxplain_export.graph import downstream, is_float, rank, skip_identities, upstream
+from onnxplain_export.graph import downstream, is_float, skip_identities, upstream
+from onnxplain_export.rules.guided import GUIDED_RULES
 from onnxplain_export.rules.registry import Op, constant_like
 from onnxplain_export.selector import select_classes
 
 INPUT, CLASS_INDEX, LOGITS, EXPLAINED = "image", "class_index", "logits", "explained_class"
+IMAGE_GRADIENTS, GUIDED_IMAGE_GRADIENTS = "image_gradients", "guided_image_gradients"
+
+
+# The image's own layout, whatever its size.
+AS_IT_IS = FeatureMap(1, 1, 1)
 
 
 @dataclass(frozen=True)
@@ -41,8 +47,15 @@ def output_names(layers: Sequence[str]) -> list[tuple[str, str]]:
     return [(f"activations.{layer}", f"gradients.{layer}") for layer in layers]
 
 
-def assemble(traced: TracedModel) -> None:
+def assemble(traced: TracedModel, *, input_gradient: bool = False, guided: bool = False) -> None:
     """Add the explainer's inputs and outputs to a traced classifier, in place.
+
+    Parameters
+    ----------
+    traced
+        The classifier.
+    input_gradient, guided
+        Add the gradients of the image, by the rules as they are and by those of guided backpropagation.
 
     Raises
     ------
@@ -63,22 +76,36 @@ def assemble(traced: TracedModel) -> None:
     classes = select_classes(op, class_index, logits)
     # Inside, the classes are the outermost axis; the caller's shape is [batch, classes].
     selected = op.Transpose(classes.index, perm=[1, 0])
-    gradients = differentiate(op, graph, logits, selected, list(targets.values()))
+    sources = [*targets.values(), *([traced.image] if input_gradient else [])]
+    gradients = differentiate(op, graph, logits, selected, sources)
+    image_gradients = {IMAGE_GRADIENTS: gradients[-1]} if input_gradient else {}
+    if guided:
+        (image_gradients[GUIDED_IMAGE_GRADIENTS],) = differentiate(
+            op, graph, logits, selected, [traced.image], GUIDED_RULES
+        )
 
     nan = constant_like(op, np.nan, logits)
     names = _OutputNames(graph, op)
     names.give(logits, LOGITS, ["batch", logits.shape[1] if logits.shape else None])
+
+    def give_gradient(name: str, gradient: ir.Value, maps: FeatureMap, shape: Sequence[object]) -> None:
+        # Inside, the classes are the outermost axis; outside, the batch is.
+        outermost_batch = op.Transpose(gradient, perm=[1, 0, *range(2, 1 + maps.rank)])
+        outermost_batch = maps.emit_fold(op, outermost_batch, leading=2)
+        exists = op.Unsqueeze(classes.valid, [2, 3, 4])
+        names.give(op.Where(exists, outermost_batch, nan), name, ["batch", "classes", *shape])
+
     for (activations_name, gradients_name), (name, target), gradient in zip(
-        output_names(list(targets)), targets.items(), gradients, strict=True
+        output_names(list(targets)), targets.items(), gradients[: len(targets)], strict=True
     ):
         maps = traced.maps[name]
         shape = [maps.channels, maps.height, maps.width]
         activations = maps.emit_fold(op, target, leading=1)
         names.give(activations, activations_name, ["batch", *shape])
-        outermost_batch = op.Transpose(gradient, perm=[1, 0, *range(2, 1 + rank(target))])
-        outermost_batch = maps.emit_fold(op, outermost_batch, leading=2)
-        exists = op.Unsqueeze(classes.valid, [2, 3, 4])
-        names.give(op.Where(exists, outermost_batch, nan), gradients_name, ["batch", "classes", *shape])
+        give_gradient(gradients_name, gradient, maps, shape)
+    for name, gradient in image_gradients.items():
+        assert traced.image.shape is not None
+        give_gradient(name, gradient, AS_IT_IS, list(traced.image.shape[1:]))
     names.give(classes.explained, EXPLAINED, ["batch", "classes"])
     traced.image.name = INPUT
     _clean(traced.model)

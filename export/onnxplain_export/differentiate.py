@@ -6,7 +6,7 @@ of its output into those of its inputs; what arrives at a value over several bra
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import onnx_ir as ir
 
@@ -33,6 +33,7 @@ def differentiate(
     logits: ir.Value,
     classes: ir.Value,
     targets: Sequence[ir.Value],
+    rules: Mapping[str, Entry] = RULES,
 ) -> list[ir.Value]:
     """Append the nodes that compute the gradients of the selected logits.
 
@@ -48,6 +49,8 @@ def differentiate(
         int64 value [classes, batch]: the logits to differentiate, all of them in range.
     targets
         The values to differentiate with respect to; the logits depend on each of them.
+    rules
+        The table of rules; `GUIDED_RULES` for guided backpropagation.
 
     Returns
     -------
@@ -71,7 +74,7 @@ def differentiate(
             continue
         for wrt, value in enumerate(node.inputs):
             if value in wanted:
-                gradient = _apply_rule(op, node, wrt, outputs)
+                gradient = _apply_rule(op, node, wrt, outputs, rules)
                 if gradient is not None:
                     arrived.setdefault(value, []).append(gradient)
     gradients = []
@@ -99,9 +102,11 @@ def _dense(op: Op, gradient: Gradient) -> ir.Value:
     return gradient.one_hot(op) if isinstance(gradient, Selection) else gradient
 
 
-def _apply_rule(op: Op, node: ir.Node, wrt: int, outputs: Sequence[Gradient | None]) -> Gradient | None:
+def _apply_rule(
+    op: Op, node: ir.Node, wrt: int, outputs: Sequence[Gradient | None], rules: Mapping[str, Entry]
+) -> Gradient | None:
     """Return the gradient of a node's input, of the shape ``[classes, *input.shape]``."""
-    entry = _rule_of(node)
+    entry = _rule_of(node, rules)
     value = operand(node, wrt)
     try:
         if isinstance(outputs[0], Selection) and node.op_type in SELECTION_RULES:
@@ -142,10 +147,10 @@ def _check_known(graph: ir.Graph, logits: ir.Value, wanted: set[ir.Value]) -> No
                     )
 
 
-def _rule_of(node: ir.Node) -> Entry:
-    if node.domain not in ("", "ai.onnx") or node.op_type not in RULES:
+def _rule_of(node: ir.Node, rules: Mapping[str, Entry] = RULES) -> Entry:
+    if node.domain not in ("", "ai.onnx") or node.op_type not in rules:
         raise _missing_rule(node)
-    return RULES[node.op_type]
+    return rules[node.op_type]
 
 
 def _missing_rule(node: ir.Node) -> UnsupportedOperatorError:

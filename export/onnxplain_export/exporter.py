@@ -17,7 +17,15 @@ from torch import nn
 import onnxplain
 from onnxplain.errors import LayerError, ModelError, SourceError
 from onnxplain.manifest import Activation, Head, Layer, Manifest, Preprocessing
-from onnxplain_export.assemble import EXPLAINED, LOGITS, TracedModel, assemble, output_names, set_manifest
+from onnxplain_export.assemble import (
+    EXPLAINED,
+    IMAGE_GRADIENTS,
+    LOGITS,
+    TracedModel,
+    assemble,
+    output_names,
+    set_manifest,
+)
 from onnxplain_export.feature_map import FeatureMap
 from onnxplain_export.files import check_destination, moved_into_place, save
 from onnxplain_export.float64 import Arrays
@@ -28,11 +36,19 @@ from onnxplain_export.torch_model import (
     check_layers,
     record_calls,
     reference,
+    reference_image_gradients,
     reference_logits,
     trace,
     weights_digest,
 )
-from onnxplain_export.verification import Probe, Verification, check_rules, compare, run_file
+from onnxplain_export.verification import (
+    Probe,
+    Verification,
+    check_rules,
+    compare,
+    differentiated_layers,
+    run_file,
+)
 
 
 @dataclass(frozen=True)
@@ -63,6 +79,8 @@ def export(
     preprocessing: Preprocessing | None = None,
     activation: Activation | None = None,
     source_name: str | None = None,
+    input_gradient: bool = False,
+    guided: bool = False,
     progress: Callable[[str], None] = lambda step: None,
 ) -> ExportReport:
     """Write an explainer: logits, activations and class gradients in one `.onnx` file.
@@ -92,6 +110,13 @@ def export(
         itself, else softmax.
     source_name
         What the manifest calls the source; by default the model's class.
+    input_gradient
+        Add the output ``image_gradients``, float32 [batch, classes, channels, height, width]: the gradient of
+        the image itself.
+    guided
+        Add the output ``guided_image_gradients``, of the same shape: that of guided backpropagation
+        (Springenberg et al. 2015), in whose backward pass a ReLU lets positive gradients through alone. The
+        other gradients stay as they are.
     progress
         Called with a few words as each step begins.
 
@@ -130,7 +155,7 @@ def export(
     nodes_before = sum(1 for _ in traced.model.graph)
     progress(f"differentiating back to {', '.join(names)}")
     layers = _describe(traced, names)
-    assemble(traced)
+    assemble(traced, input_gradient=input_gradient, guided=guided)
     # Without the build's own suffix, as in 2.13.0+cpu.
     producers = {package: version(package).partition("+")[0] for package in ("torch", "onnx")}
     manifest = Manifest(
@@ -147,13 +172,14 @@ def export(
     )
     progress("verifying the gradient rules in float64")
     probe = Probe.draw(preprocessing, num_classes)
-    rules = check_rules(traced.model, layers, probe)
+    checked = differentiated_layers(traced.model, manifest)
+    rules = check_rules(traced.model, checked, probe)
     with moved_into_place(destination) as draft:
         save(traced.model, draft)
         progress("verifying the file against PyTorch")
-        outputs = run_file(draft, probe, layers)
+        outputs = run_file(draft, probe, checked)
         expected = _expected(model, example_input, probe, outputs, layers)
-        verification = compare(probe, rules, outputs, expected, layers)
+        verification = compare(probe, rules, outputs, expected, checked)
         manifest = replace(manifest, verification=verification.summary())
         set_manifest(traced.model, manifest)
         save(traced.model, draft)
@@ -275,4 +301,6 @@ def _expected(
         found = reference(model, layer.name, maps, image, classes, activations)
         expected[layer.activations] = found.activations
         expected[layer.gradients] = found.gradients
+    if IMAGE_GRADIENTS in outputs:
+        expected[IMAGE_GRADIENTS] = reference_image_gradients(model, image, classes)
     return expected

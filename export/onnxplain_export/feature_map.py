@@ -41,6 +41,11 @@ class FeatureMap:
         return self.height, self.width
 
     @property
+    def rank(self) -> int:
+        """The rank of the layer's output."""
+        return 3 if self.layout == "BNC" else 4
+
+    @property
     def tokens(self) -> Mapping[str, Any] | None:
         """The manifest's entry: None for maps that need no folding."""
         if self.layout == "NCHW":

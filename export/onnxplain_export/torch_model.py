@@ -375,6 +375,18 @@ def reference(
     return Reference(maps.fold(own[0].detach().cpu().numpy()), maps.fold(stacked))
 
 
+def reference_image_gradients(model: nn.Module, image: torch.Tensor, classes: torch.Tensor) -> Array:
+    """Return the gradients of an image by autograd, [batch, classes, channels, height, width]."""
+    with evaluation_mode(model), torch.enable_grad():
+        source = image.clone().requires_grad_()
+        try:
+            scores = logits_of(model(source.clone())).gather(1, classes.to(image.device)).sum(dim=0)
+            gradients = [torch.autograd.grad(score, source, retain_graph=True)[0] for score in scores]
+        except RuntimeError as error:
+            raise SourceError(f"PyTorch can't differentiate the model: {one_line(error)}") from error
+    return torch.stack(gradients, dim=1).cpu().numpy()
+
+
 def one_line(error: BaseException) -> str:
     """Return the first line of an error's message, with its type where that says more."""
     plain = re.sub(r"\x1b\[[0-9;]*m", "", str(error))

@@ -26,7 +26,7 @@ import onnxruntime
 
 from onnxplain.errors import ModelError, VerificationError
 from onnxplain.manifest import METADATA_KEY, Layer, Manifest, Preprocessing
-from onnxplain_export.assemble import CLASS_INDEX, EXPLAINED, INPUT, LOGITS
+from onnxplain_export.assemble import CLASS_INDEX, EXPLAINED, IMAGE_GRADIENTS, INPUT, LOGITS
 from onnxplain_export.feature_map import FeatureMap
 from onnxplain_export.files import save
 from onnxplain_export.float64 import Array, Arrays, Float64Graph
@@ -121,9 +121,10 @@ def verify(path: str | os.PathLike[str]) -> Verification:
     manifest = Manifest.from_json(text)
     probe = Probe.draw(manifest.input, _num_classes(model, file))
     try:
-        outputs = run_file(file, probe, manifest.layers)
-        rules = check_rules(model, manifest.layers, probe)
-        expected = float64_outputs(model, manifest.layers, probe)
+        layers = differentiated_layers(model, manifest)
+        outputs = run_file(file, probe, layers)
+        rules = check_rules(model, layers, probe)
+        expected = float64_outputs(model, layers, probe)
     except VerificationError:
         raise
     except Exception as error:  # whatever a damaged or hostile file makes its readers raise
@@ -131,7 +132,16 @@ def verify(path: str | os.PathLike[str]) -> Verification:
         raise ModelError(
             f"{str(file)!r} doesn't run as its manifest says ({reason}); export it again"
         ) from error
-    return compare(probe, rules, outputs, expected, manifest.layers)
+    return compare(probe, rules, outputs, expected, layers)
+
+
+def differentiated_layers(model: ir.Model, manifest: Manifest) -> list[Layer]:
+    """Return what a file has gradients of: its target layers, and the image where it has those."""
+    layers = list(manifest.layers)
+    if any(value.name == IMAGE_GRADIENTS for value in model.graph.outputs):
+        size = (manifest.input.channels, manifest.input.height, manifest.input.width)
+        layers.append(Layer(INPUT, INPUT, IMAGE_GRADIENTS, *size))
+    return layers
 
 
 def _num_classes(model: ir.Model, file: Path) -> int:
@@ -145,7 +155,8 @@ def _num_classes(model: ir.Model, file: Path) -> int:
 
 def run_file(path: Path, probe: Probe, layers: Sequence[Layer]) -> Arrays:
     """Run the written file on a probe, in float32 with onnxruntime's CPU provider."""
-    names = [LOGITS, EXPLAINED, *(name for layer in layers for name in (layer.activations, layer.gradients))]
+    tensors = [name for layer in layers for name in (layer.activations, layer.gradients) if name != INPUT]
+    names = [LOGITS, EXPLAINED, *tensors]
     session = _session(path)
     results = session.run(names, {INPUT: probe.image, CLASS_INDEX: probe.class_index})
     return dict(zip(names, results, strict=True))
@@ -328,6 +339,8 @@ def _tap(model: ir.Model, layer: Layer) -> str:
 
     Where two layers put out the same value, the second one's output is a copy, which nothing reads.
     """
+    if layer.activations == INPUT:
+        return INPUT
     output = next(value for value in model.graph.outputs if value.name == layer.activations)
     name = skip_identities(FeatureMap.of_layer(layer).unfolded(skip_identities(output))).name
     assert name is not None
@@ -336,6 +349,8 @@ def _tap(model: ir.Model, layer: Layer) -> str:
 
 def _side_inputs(model: ir.Model, tap: str) -> list[str]:
     """Return the values that nodes behind the layer take from before it, other than constants."""
+    if tap == INPUT:
+        return []
     graph = model.graph
     by_name = {value.name: value for node in graph for value in node.outputs}
     behind = downstream(graph, [by_name[tap]])
@@ -353,6 +368,8 @@ def _side_inputs(model: ir.Model, tap: str) -> list[str]:
 
 def _evaluate(model: ir.Model, names: list[str], probe: Probe) -> Arrays:
     """Evaluate values of a model in float32."""
+    if names == [INPUT]:
+        return {INPUT: probe.image}
     part = ir.convenience.extract(model.graph, [INPUT], names)
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "part.onnx"
