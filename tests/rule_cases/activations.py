@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from rule_cases.case import B, number, refused, row, x
+from rule_cases.case import B, number, refused, row, weights, x
 
 CASES = [
     row("Relu", "4-D", x(B, 3, 4, 4)),
@@ -23,4 +23,20 @@ CASES = [
     row("Softmax", "axis 1 of 4", x(B, 3, 2, 4), axis=1),
     row("Softmax", "axis 0", x(3, 4), axis=0),
     row("Softmax", "axis -2", x(B, 3, 4), axis=-2),
+    row("LogSoftmax", "last axis by default", x(B, 3, 5)),
+    row("LogSoftmax", "axis 1 of 4", x(B, 3, 2, 4), axis=1),
+    row("LeakyRelu", "default", x(B, 9)),
+    row("LeakyRelu", "alpha", x(B, 9), alpha=0.3),
+    row("PRelu", "a slope a channel", x(B, 3, 4), weights(3, 1)),
+    row("PRelu", "the slope too", x(B, 3, 4), x(3, 1)),
+    row("Elu", "default", x(B, 9)),
+    row("Elu", "alpha", x(B, 9), alpha=0.4),
+    row("Selu", "default", x(B, 9)),
+    row("Selu", "alpha and gamma", x(B, 9), alpha=1.2, gamma=0.7),
+    row("Celu", "default", x(B, 9)),
+    row("Celu", "alpha", x(B, 9), alpha=0.4),
+    row("ThresholdedRelu", "default", x(B, 30)),
+    row("ThresholdedRelu", "alpha", x(B, 9), alpha=0.2),
+    row("Shrink", "lambd and bias", x(B, 20), lambd=0.4, bias=0.1),
+    row("Mish", "3-D", x(B, 3, 4)),
 ]

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from rule_cases.case import B, number, positive, row, weights, x
+import numpy as np
+
+from rule_cases.case import B, ints, number, positive, row, weights, x
 
 CASES = [
     row("Add", "equal shapes", x(B, 3, 4), x(B, 3, 4)),
@@ -18,4 +20,21 @@ CASES = [
     row("Div", "broadcast divisor", x(B, 3, 4), positive(B, 3, 1)),
     row("Div", "broadcast dividend", x(1), positive(B, 3)),
     row("Neg", "2-D", x(B, 3)),
+    row("Pow", "a square", x(B, 3, 4), number(2)),
+    row("Pow", "a cube, whole", x(B, 3), ints(3)),
+    row("Pow", "a root", positive(B, 3), number(0.5)),
+    row("Pow", "both, broadcast", positive(B, 3, 4), x(3, 1)),
+    row("Pow", "constants a channel", positive(B, 3, 4), weights(3, 1)),
+    row("Pow", "a constant base", number(1.7), x(B, 3)),
+    row("Sum", "three, broadcast", x(B, 3, 4), x(3, 1), x(B, 1, 4)),
+    row("Sum", "one", x(B, 3)),
+    row("Mean", "three, broadcast", x(B, 3, 4), x(3, 1), x(B, 1, 4)),
+    row("Max", "two, broadcast", x(B, 3, 4), x(B, 3, 1)),
+    row("Max", "three", x(B, 5), x(B, 5), x(5)),
+    row("Max", "a constant", x(B, 9), number(0.2)),
+    row("Max", "one", x(B, 3)),
+    row("Min", "two, broadcast", x(B, 3, 4), x(B, 3, 1)),
+    row("Min", "a constant", x(B, 9), number(0.2)),
+    row("Where", "both", np.array([[True, False, True]]), x(B, 3), x(B, 3)),
+    row("Where", "broadcast", np.array([[True], [False]]), x(B, 1, 3), x()),
 ]

@@ -93,3 +93,78 @@ def softmax(op: Op, node: ir.Node, wrt: int, gradient: ir.Value) -> ir.Value:
     from_the_end = axis - rank(y) if axis >= 0 else axis
     weighted = op.ReduceSum(op.Mul(gradient, y), [from_the_end], keepdims=1)
     return op.Mul(y, op.Sub(gradient, weighted))
+
+
+@vjp("LogSoftmax")
+def log_softmax(op: Op, node: ir.Node, wrt: int, gradient: ir.Value) -> ir.Value:
+    """y = log(softmax(x)) along an axis: dx = g - exp(y) sum(g)."""
+    y = node.outputs[0]
+    axis = node.attributes.get_int("axis", -1)
+    from_the_end = axis - rank(y) if axis >= 0 else axis
+    return op.Sub(gradient, op.Mul(op.Exp(y), op.ReduceSum(gradient, [from_the_end], keepdims=1)))
+
+
+@vjp("LeakyRelu")
+def leaky_relu(op: Op, node: ir.Node, wrt: int, gradient: ir.Value) -> ir.Value:
+    """y = x where x >= 0, else alpha x: dx = g, else alpha g."""
+    slope = node.attributes.get_float("alpha", 0.01)
+    return op.Where(op.Less(operand(node, 0), 0.0), op.Mul(gradient, slope), gradient)
+
+
+@vjp("PRelu", broadcasts=True)
+def parametric_relu(op: Op, node: ir.Node, wrt: int, gradient: ir.Value) -> ir.Value:
+    """y = x where x >= 0, else s x: dx = g, else s g; ds = x g where x < 0."""
+    x, slope = operand(node, 0), operand(node, 1)
+    is_negative = op.Less(x, 0.0)
+    if wrt == 0:
+        return op.Where(is_negative, op.Mul(gradient, slope), gradient)
+    return op.Where(is_negative, op.Mul(gradient, x), 0.0)
+
+
+@vjp("Elu")
+def elu(op: Op, node: ir.Node, wrt: int, gradient: ir.Value) -> ir.Value:
+    """y = x where x >= 0, else alpha (exp(x) - 1): dx = g, else g (y + alpha)."""
+    alpha = node.attributes.get_float("alpha", 1.0)
+    scaled = op.Mul(gradient, op.Add(node.outputs[0], alpha))
+    return op.Where(op.Less(operand(node, 0), 0.0), scaled, gradient)
+
+
+@vjp("Selu")
+def selu(op: Op, node: ir.Node, wrt: int, gradient: ir.Value) -> ir.Value:
+    """y = gamma x where x > 0, else gamma alpha (exp(x) - 1): dx = g gamma, else g (y + gamma alpha)."""
+    alpha = node.attributes.get_float("alpha", 1.6732632423543772)
+    gamma = node.attributes.get_float("gamma", 1.0507009873554805)
+    y = node.outputs[0]
+    scale = op.Where(op.Greater(y, 0.0), constant_like(op, gamma, y), op.Add(y, gamma * alpha))
+    return op.Mul(gradient, scale)
+
+
+@vjp("Celu")
+def celu(op: Op, node: ir.Node, wrt: int, gradient: ir.Value) -> ir.Value:
+    """y = x where x >= 0, else alpha (exp(x / alpha) - 1): dx = g, else g (y / alpha + 1)."""
+    alpha = node.attributes.get_float("alpha", 1.0)
+    scaled = op.Mul(gradient, op.Add(op.Div(node.outputs[0], alpha), 1.0))
+    return op.Where(op.Less(operand(node, 0), 0.0), scaled, gradient)
+
+
+@vjp("ThresholdedRelu")
+def thresholded_relu(op: Op, node: ir.Node, wrt: int, gradient: ir.Value) -> ir.Value:
+    """y = x where x > alpha, else 0: dx = g, else 0."""
+    threshold = node.attributes.get_float("alpha", 1.0)
+    return op.Where(op.Greater(operand(node, 0), threshold), gradient, 0.0)
+
+
+@vjp("Shrink")
+def shrink(op: Op, node: ir.Node, wrt: int, gradient: ir.Value) -> ir.Value:
+    """y = x + bias below -lambd, x - bias above lambd, else 0: dx = g outside, 0 between."""
+    outside = op.Greater(op.Abs(operand(node, 0)), node.attributes.get_float("lambd", 0.5))
+    return op.Where(outside, gradient, 0.0)
+
+
+@vjp("Mish")
+def mish(op: Op, node: ir.Node, wrt: int, gradient: ir.Value) -> ir.Value:
+    """y = x t, t = tanh(softplus(x)): dx = g (t + x (1 - t t) sigmoid(x))."""
+    x = operand(node, 0)
+    t = op.Tanh(op.Softplus(x))
+    slope = op.Mul(op.Sub(1.0, op.Mul(t, t)), op.Sigmoid(x))
+    return op.Mul(gradient, op.Add(t, op.Mul(x, slope)))
