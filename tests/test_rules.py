@@ -19,11 +19,11 @@ import pytest
 from onnx import TensorProto, helper
 
 import rule_cases
-from graphs import Array, differentiated, finished, gradient_name, in_float64, in_onnxruntime
+from graphs import Array, differentiated, finished, gradient_name, in_float64, in_onnxruntime, value_named
 from onnxplain.errors import UnsupportedOperatorError
 from onnxplain_export.float64 import Arrays, Float64Graph
 from onnxplain_export.rules import RULES, SELECTION_RULES
-from rule_cases.case import B, Case, X, ints, row, weights, x
+from rule_cases.case import B, Case, Fed, X, ints, row, weights, x
 
 COTANGENTS = 2
 
@@ -73,7 +73,8 @@ def build(case: Case, batch: int = 2, *, computes_logits: bool = False) -> Built
     named = dict(zip(names, case.inputs, strict=True))
     inputs = {name: given for name, given in named.items() if isinstance(given, X)}
     constants = {name: given for name, given in named.items() if isinstance(given, np.ndarray)}
-    feeds = {name: given.draw(rng, batch) for name, given in inputs.items()}
+    numbers = {name: given.array for name, given in named.items() if isinstance(given, Fed)}
+    feeds = {name: given.draw(rng, batch) for name, given in inputs.items()} | numbers
     shapes = {name: list(given.shape) for name, given in inputs.items()}
     if computes_logits:
         nodes = [helper.make_node(case.operator, names, ["logits"], name="the_node", **case.attributes)]
@@ -91,13 +92,27 @@ def build(case: Case, batch: int = 2, *, computes_logits: bool = False) -> Built
     graph = helper.make_graph(
         nodes,
         "case",
-        [helper.make_tensor_value_info(name, TensorProto.FLOAT, shape) for name, shape in shapes.items()],
+        [
+            *(
+                helper.make_tensor_value_info(name, TensorProto.FLOAT, shape)
+                for name, shape in shapes.items()
+            ),
+            *(
+                helper.make_tensor_value_info(name, TensorProto.INT64, array.shape)
+                for name, array in numbers.items()
+            ),
+        ],
         [helper.make_tensor_value_info("logits", TensorProto.FLOAT, None)],
     )
     proto = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
     model = finished(proto, constants)
     if not computes_logits:
-        elements = in_float64(model, feeds, ["flat"])["flat"].size
+        found = in_float64(model, feeds, ["flat", *(outputs[index] for index in used)])
+        elements = found["flat"].size
+        for index in used:
+            # Where an input is only known when it is fed, inference doesn't find the rank; exporters know it.
+            value = value_named(model, outputs[index])
+            value.shape = value.shape or ir.Shape([None] * found[outputs[index]].ndim)
         feeds["cotangents"] = rng.standard_normal((elements, COTANGENTS)).astype(np.float32)
     return Built(model, tuple(inputs), feeds)
 
