@@ -492,7 +492,7 @@ def test_gap_linear_written_otherwise(pool, tmp_path):
     ("keywords", "example", "message"),
     [
         ({"labels": ["a", "b"]}, EXAMPLE, "there are 2 labels and 4 classes"),
-        ({"preprocessing": Preprocessing(3, 16, 12)}, EXAMPLE, r"inputs of \[3, 16, 12\], and the example"),
+        ({"preprocessing": Preprocessing(3, 16, 12)}, EXAMPLE, r"inputs of \[3, 16, 12\], and the model"),
         ({}, EXAMPLE[0], r"tensor of \[batch, channels, height, width\]"),
         ({}, EXAMPLE[:0], r"tensor of \[batch, channels, height, width\]"),
         ({}, EXAMPLE.numpy(), r"tensor of \[batch, channels, height, width\]"),

@@ -1,4 +1,4 @@
-"""Export: from a PyTorch model to a verified explainer file."""
+"""Export: from a source model to a verified explainer file."""
 
 from __future__ import annotations
 
@@ -8,39 +8,20 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import get_args
+from typing import TYPE_CHECKING, get_args
 
 import onnx_ir as ir
-import torch
-from torch import nn
 
 import onnxplain
 from onnxplain.errors import LayerError, ModelError, SourceError
+from onnxplain.extras import require
 from onnxplain.manifest import Activation, Head, Layer, Manifest, Preprocessing
-from onnxplain_export.assemble import (
-    EXPLAINED,
-    IMAGE_GRADIENTS,
-    LOGITS,
-    TracedModel,
-    assemble,
-    output_names,
-    set_manifest,
-)
-from onnxplain_export.feature_map import FeatureMap
+from onnxplain_export.assemble import TracedModel, assemble, output_names, set_manifest
 from onnxplain_export.files import check_destination, moved_into_place, save
-from onnxplain_export.float64 import Arrays
+from onnxplain_export.front_end import FrontEnd
 from onnxplain_export.graph import skip_identities
 from onnxplain_export.head import is_gap_linear
-from onnxplain_export.layers import LayerCandidate, ModuleCall, automatic_layer, candidates
-from onnxplain_export.torch_model import (
-    check_layers,
-    record_calls,
-    reference,
-    reference_image_gradients,
-    reference_logits,
-    trace,
-    weights_digest,
-)
+from onnxplain_export.layers import LayerCandidate, automatic_layer
 from onnxplain_export.verification import (
     Probe,
     Verification,
@@ -49,6 +30,10 @@ from onnxplain_export.verification import (
     differentiated_layers,
     run_file,
 )
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
 
 
 @dataclass(frozen=True)
@@ -68,7 +53,6 @@ class ExportReport:
     """Bytes of the file."""
 
 
-@torch.inference_mode(mode=False)
 def export(
     model: nn.Module,
     example_input: torch.Tensor,
@@ -138,36 +122,36 @@ def export(
     """
     destination = Path(path)
     check_destination(destination)
-    _check_model(model)
+    front = _front_end(model, example_input)
     if activation not in (None, *get_args(Activation)):
         raise SourceError(
             f"there is no activation {activation!r}; choose one of {', '.join(get_args(Activation))}"
         )
-    preprocessing = _checked_preprocessing(example_input, preprocessing)
+    preprocessing = _checked_preprocessing(front, preprocessing)
     progress("running the model")
-    calls, num_classes = record_calls(model, example_input)
+    num_classes = front.num_classes
     if labels is not None and (isinstance(labels, str) or len(labels) != num_classes):
         raise SourceError(f"there are {len(labels)} labels and {num_classes} classes; list one a class")
-    names = _layer_names(layer, calls, num_classes)
-    check_layers(model, names, calls)
+    names = _layer_names(layer, front)
+    front.check_layers(names)
     progress("tracing it to ONNX")
-    traced = trace(model, names, example_input, calls)
+    traced = front.trace(names)
     nodes_before = sum(1 for _ in traced.model.graph)
     progress(f"differentiating back to {', '.join(names)}")
     layers = _describe(traced, names)
     assemble(traced, input_gradient=input_gradient, guided=guided)
     # Without the build's own suffix, as in 2.13.0+cpu.
-    producers = {package: version(package).partition("+")[0] for package in ("torch", "onnx")}
+    producers = {package: version(package).partition("+")[0] for package in front.packages}
     manifest = Manifest(
         input=preprocessing,
         layers=layers,
         labels=None if labels is None else tuple(labels),
-        activation=activation or _usual_activation(traced.logits, num_classes),
+        activation=activation or front.activation or _usual_activation(traced.logits, num_classes),
         producer={"onnxplain": onnxplain.__version__, **producers},
         source={
-            "kind": "torch",
-            "name": source_name or type(model).__name__,
-            "sha256": weights_digest(model),
+            "kind": front.kind,
+            "name": source_name or front.name,
+            "sha256": front.digest(),
         },
     )
     progress("verifying the gradient rules in float64")
@@ -176,9 +160,9 @@ def export(
     rules = check_rules(traced.model, checked, probe)
     with moved_into_place(destination) as draft:
         save(traced.model, draft)
-        progress("verifying the file against PyTorch")
+        progress(f"verifying the file against {front.reference}")
         outputs = run_file(draft, probe, checked)
-        expected = _expected(model, example_input, probe, outputs, layers)
+        expected = front.expected(probe, outputs, layers)
         verification = compare(probe, rules, outputs, expected, checked)
         manifest = replace(manifest, verification=verification.summary())
         set_manifest(traced.model, manifest)
@@ -195,7 +179,6 @@ def export(
     )
 
 
-@torch.inference_mode(mode=False)
 def list_layers(model: nn.Module, example_input: torch.Tensor) -> list[LayerCandidate]:
     """Return the layers of a model that can be explained, in the order of their calls.
 
@@ -209,14 +192,18 @@ def list_layers(model: nn.Module, example_input: torch.Tensor) -> list[LayerCand
     SourceError
         The model can't be run.
     """
-    _check_model(model)
-    _check_input(example_input)
-    return candidates(*record_calls(model, example_input))
+    return _front_end(model, example_input).candidates()
 
 
-def _checked_preprocessing(example_input: torch.Tensor, preprocessing: Preprocessing | None) -> Preprocessing:
-    _check_input(example_input)
-    channels, height, width = example_input.shape[1:]
+def _front_end(model: object, example_input: object) -> FrontEnd:
+    require("export")
+    from onnxplain_export.torch_source import TorchModel
+
+    return TorchModel(model, example_input)
+
+
+def _checked_preprocessing(front: FrontEnd, preprocessing: Preprocessing | None) -> Preprocessing:
+    channels, height, width = front.channels, front.height, front.width
     if preprocessing is None:
         try:
             return Preprocessing.for_size(channels, height, width)
@@ -228,7 +215,7 @@ def _checked_preprocessing(example_input: torch.Tensor, preprocessing: Preproces
     if size != (channels, height, width):
         raise SourceError(
             f"the preprocessing gives inputs of {list(size)}, "
-            f"and the example has {[channels, height, width]}; make them equal"
+            f"and the model takes {[channels, height, width]}; make them equal"
         )
     return preprocessing
 
@@ -239,37 +226,15 @@ def _usual_activation(logits: ir.Value, num_classes: int) -> Activation:
         warnings.warn(
             f"the model ends in {last.op_type}, so that probabilities are explained in place of logits, and "
             "maps fade where it is sure; better export a model that returns the logits",
-            stacklevel=4,  # the caller of `export`, which is wrapped
+            stacklevel=3,  # the caller of `export`
         )
         return "none"
     return "sigmoid" if num_classes == 1 else "softmax"
 
 
-def _check_model(model: object) -> None:
-    if not isinstance(model, nn.Module):
-        raise SourceError(f"the model is a {type(model).__name__}; pass a torch.nn.Module")
-    if isinstance(model, torch.jit.ScriptModule):
-        raise SourceError(
-            "the model is a TorchScript module, which can't be traced; pass the one it was made of"
-        )
-    if hasattr(model, "_orig_mod"):
-        raise SourceError(
-            "the model is compiled, which hides its layers; pass the one given to torch.compile"
-        )
-
-
-def _check_input(example_input: torch.Tensor) -> None:
-    if not isinstance(example_input, torch.Tensor) or example_input.ndim != 4 or len(example_input) == 0:
-        raise SourceError("the example input must be a tensor of [batch, channels, height, width]")
-    if example_input.dtype != torch.float32:
-        raise SourceError(f"the example input is {example_input.dtype}; make it float32")
-
-
-def _layer_names(
-    layer: str | Sequence[str] | None, calls: Sequence[ModuleCall], num_classes: int
-) -> list[str]:
+def _layer_names(layer: str | Sequence[str] | None, front: FrontEnd) -> list[str]:
     if layer is None:
-        return [automatic_layer(candidates(calls, num_classes))]
+        return [automatic_layer(front.candidates())]
     names = [layer] if isinstance(layer, str) or not isinstance(layer, Sequence) else list(layer)
     if not names or not all(isinstance(name, str) for name in names):
         raise LayerError("no layer is named; name one or several, such as 'layer4', or leave it out")
@@ -286,21 +251,3 @@ def _describe(traced: TracedModel, names: Sequence[str]) -> tuple[Layer, ...]:
         size = (maps.channels, maps.height, maps.width)
         described.append(Layer(name, activations, gradients, *size, tokens=maps.tokens, head=head))
     return tuple(described)
-
-
-def _expected(
-    model: nn.Module, example_input: torch.Tensor, probe: Probe, outputs: Arrays, layers: Sequence[Layer]
-) -> Arrays:
-    """Return what PyTorch says of a probe, under the names of the file's outputs."""
-    image = torch.from_numpy(probe.image).to(example_input.device)
-    classes = torch.from_numpy(outputs[EXPLAINED])
-    expected = {LOGITS: reference_logits(model, image).numpy()}
-    for layer in layers:
-        activations = torch.from_numpy(outputs[layer.activations])
-        maps = FeatureMap.of_layer(layer)
-        found = reference(model, layer.name, maps, image, classes, activations)
-        expected[layer.activations] = found.activations
-        expected[layer.gradients] = found.gradients
-    if IMAGE_GRADIENTS in outputs:
-        expected[IMAGE_GRADIENTS] = reference_image_gradients(model, image, classes)
-    return expected

@@ -1,0 +1,77 @@
+"""What an export asks of a source, whichever framework it comes from."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+from onnxplain.manifest import Activation, Layer
+from onnxplain_export.assemble import TracedModel
+from onnxplain_export.float64 import Arrays
+from onnxplain_export.layers import LayerCandidate
+from onnxplain_export.verification import Probe
+
+
+class FrontEnd(Protocol):
+    """A classifier that can be traced to an ONNX graph, and asked for what the explainer must reproduce."""
+
+    @property
+    def kind(self) -> str:
+        """What the manifest calls this kind of source."""
+
+    @property
+    def name(self) -> str:
+        """What the manifest calls this source, unless the caller has a better name."""
+
+    @property
+    def reference(self) -> str:
+        """What the file is verified against, for messages."""
+
+    @property
+    def packages(self) -> tuple[str, ...]:
+        """The packages whose versions the manifest records."""
+
+    @property
+    def channels(self) -> int:
+        """Channels of the input."""
+
+    @property
+    def height(self) -> int:
+        """Height of the input."""
+
+    @property
+    def width(self) -> int:
+        """Width of the input."""
+
+    @property
+    def num_classes(self) -> int:
+        """How many logits there are; asking may run the model."""
+
+    @property
+    def activation(self) -> Activation | None:
+        """What makes probabilities of the logits, where the source says so."""
+
+    def candidates(self) -> list[LayerCandidate]:
+        """Return the layers that can be explained, in the order in which they run."""
+
+    def check_layers(self, layers: Sequence[str]) -> None:
+        """Check that each named layer exists and can be explained; raise LayerError."""
+
+    def trace(self, layers: Sequence[str]) -> TracedModel:
+        """Return the classifier as a graph of the design's opset, its batch dynamic."""
+
+    def expected(self, probe: Probe, outputs: Arrays, layers: Sequence[Layer]) -> Arrays:
+        """Return what the source says of a probe, under the names of the file's outputs.
+
+        Parameters
+        ----------
+        probe
+            The images.
+        outputs
+            What the file says: its classes and activations are where gradients are taken.
+        layers
+            The layers as the manifest describes them.
+        """
+
+    def digest(self) -> str:
+        """Return the SHA-256 that identifies the weights."""
