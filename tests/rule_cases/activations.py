@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from rule_cases.case import B, number, refused, row, weights, x
+from rule_cases.case import B, between, number, row, weights, x
 
 CASES = [
     row("Relu", "4-D", x(B, 3, 4, 4)),
@@ -11,7 +11,10 @@ CASES = [
     row("Clip", "lower bound alone", x(B, 9), number(0.25)),
     row("Clip", "upper bound alone", x(B, 9), None, number(0.25)),
     row("Clip", "no bound", x(B, 9)),
-    refused("Clip", "bounds depend on the layer", x(B, 9), x()),
+    row("Clip", "lower bound computed", x(B, 9), x()),
+    row("Clip", "upper bound computed", x(B, 3, 4), None, x()),
+    row("Clip", "both bounds computed", x(B, 3, 4), between(-0.6, -0.3), between(0.3, 0.6)),
+    row("Clip", "bounds that have changed places", weights(2, 9), number(0.5), between(-0.6, -0.3)),
     row("Sigmoid", "4-D", x(B, 2, 3, 3)),
     row("Tanh", "3-D", x(B, 2, 3)),
     row("HardSigmoid", "defaults", x(B, 40)),
@@ -25,10 +28,13 @@ CASES = [
     row("Softmax", "axis -2", x(B, 3, 4), axis=-2),
     row("LogSoftmax", "last axis by default", x(B, 3, 5)),
     row("LogSoftmax", "axis 1 of 4", x(B, 3, 2, 4), axis=1),
+    row("LogSoftmax", "axis -2", x(B, 3, 4), axis=-2),
     row("LeakyRelu", "default", x(B, 9)),
     row("LeakyRelu", "alpha", x(B, 9), alpha=0.3),
+    row("LeakyRelu", "negative alpha", x(B, 9), alpha=-0.3),
     row("PRelu", "a slope a channel", x(B, 3, 4), weights(3, 1)),
     row("PRelu", "the slope too", x(B, 3, 4), x(3, 1)),
+    row("PRelu", "one slope", x(B, 3, 4), x(1)),
     row("Elu", "default", x(B, 9)),
     row("Elu", "alpha", x(B, 9), alpha=0.4),
     row("Selu", "default", x(B, 9)),
@@ -37,6 +43,7 @@ CASES = [
     row("Celu", "alpha", x(B, 9), alpha=0.4),
     row("ThresholdedRelu", "default", x(B, 30)),
     row("ThresholdedRelu", "alpha", x(B, 9), alpha=0.2),
+    row("Shrink", "default", x(B, 20)),
     row("Shrink", "lambd and bias", x(B, 20), lambd=0.4, bias=0.1),
     row("Mish", "3-D", x(B, 3, 4)),
 ]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from rule_cases.case import B, ints, number, positive, row, weights, x
+from rule_cases.case import B, between, ints, number, positive, row, weights, x
 
 CASES = [
     row("Add", "equal shapes", x(B, 3, 4), x(B, 3, 4)),
@@ -22,12 +22,19 @@ CASES = [
     row("Neg", "2-D", x(B, 3)),
     row("Pow", "a square", x(B, 3, 4), number(2)),
     row("Pow", "a cube, whole", x(B, 3), ints(3)),
+    row("Pow", "a fourth power", x(B, 3), number(4)),
+    row("Pow", "a reciprocal", positive(B, 3), number(-1)),
+    row("Pow", "generalised mean's", positive(B, 3, 4), number(2.7)),
+    row("Pow", "generalised mean's root", positive(B, 3, 4), number(1 / 2.7)),
+    row("Pow", "whole constants", x(B, 3), ints(2, 3, 1)),
     row("Pow", "a root", positive(B, 3), number(0.5)),
     row("Pow", "both, broadcast", positive(B, 3, 4), x(3, 1)),
     row("Pow", "constants a channel", positive(B, 3, 4), weights(3, 1)),
     row("Pow", "a constant base", number(1.7), x(B, 3)),
     row("Sum", "three, broadcast", x(B, 3, 4), x(3, 1), x(B, 1, 4)),
     row("Sum", "one", x(B, 3)),
+    row("Mod", "both", x(B, 9), between(0.2, 0.4, B, 9), fmod=1),
+    row("Mod", "broadcast, negative divisor", x(B, 3, 4), between(-0.4, -0.2, 3, 1), fmod=1),
     row("Mean", "three, broadcast", x(B, 3, 4), x(3, 1), x(B, 1, 4)),
     row("Max", "two, broadcast", x(B, 3, 4), x(B, 3, 1)),
     row("Max", "three", x(B, 5), x(B, 5), x(5)),
@@ -36,5 +43,7 @@ CASES = [
     row("Min", "two, broadcast", x(B, 3, 4), x(B, 3, 1)),
     row("Min", "a constant", x(B, 9), number(0.2)),
     row("Where", "both", np.array([[True, False, True]]), x(B, 3), x(B, 3)),
+    row("Min", "three", x(B, 5), x(B, 5), x(5)),
+    row("Where", "one branch", np.array([[True, False, True]]), number(0.5), x(B, 3)),
     row("Where", "broadcast", np.array([[True], [False]]), x(B, 1, 3), x()),
 ]

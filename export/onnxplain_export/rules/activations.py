@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import functools
+
 import onnx_ir as ir
 
 from onnxplain_export.graph import operand, rank
-from onnxplain_export.rules.registry import Op, UnsupportedCaseError, constant_like, vjp
+from onnxplain_export.rules.registry import Op, constant_like, vjp
+
+#: Under this key PyTorch's exporter notes on a node the function that it was traced from.
+TORCH_FUNCTION_KEY = "pkg.torch.onnx.class_hierarchy"
 
 
 @vjp("Relu")
@@ -14,18 +19,28 @@ def relu(op: Op, node: ir.Node, wrt: int, gradient: ir.Value) -> ir.Value:
     return op.Where(op.Greater(node.outputs[0], 0.0), gradient, 0.0)
 
 
-@vjp("Clip")
+@vjp("Clip", broadcasts=True)
 def clip(op: Op, node: ir.Node, wrt: int, gradient: ir.Value) -> ir.Value:
-    """y = min(max(x, low), high): dx = g where low < y < high."""
-    if wrt != 0:
-        raise UnsupportedCaseError("a Clip whose bounds depend on the layer")
-    y = node.outputs[0]
+    """y = min(max(x, low), high): dx = g where low < y < high, dlow = g below low, dhigh = g above high.
+
+    At a bound itself PyTorch's clamp passes the gradient on, while hardtanh and ReLU6 don't. Behind a ReLU
+    many values are exactly 0, so there the choice decides.
+    """
+    x, y = operand(node, 0), node.outputs[0]
     low, high = [*node.inputs[1:], None, None][:2]
-    if low is not None:
-        gradient = op.Where(op.Greater(y, low), gradient, 0.0)
+    # Where the bounds have changed places, high wins.
+    if wrt == 1:
+        chosen = op.Less(x, low)
+        return op.Where(chosen if high is None else op.And(chosen, op.Less(low, high)), gradient, 0.0)
+    if wrt == 2:
+        chosen = op.Greater(x, high)
+        return op.Where(chosen if low is None else op.Or(chosen, op.Greater(low, high)), gradient, 0.0)
+    if "aten.clamp" in node.metadata_props.get(TORCH_FUNCTION_KEY, ""):
+        return op.Where(op.Equal(x, y), gradient, 0.0)
+    inside = [op.Greater(y, low)] if low is not None else []
     if high is not None:
-        gradient = op.Where(op.Less(y, high), gradient, 0.0)
-    return gradient
+        inside.append(op.Less(y, high))
+    return op.Where(functools.reduce(op.And, inside), gradient, 0.0) if inside else gradient
 
 
 @vjp("Sigmoid")
@@ -106,27 +121,29 @@ def log_softmax(op: Op, node: ir.Node, wrt: int, gradient: ir.Value) -> ir.Value
 
 @vjp("LeakyRelu")
 def leaky_relu(op: Op, node: ir.Node, wrt: int, gradient: ir.Value) -> ir.Value:
-    """y = x where x >= 0, else alpha x: dx = g, else alpha g."""
+    """y = x where x > 0, else alpha x: dx = g, else alpha g."""
     slope = node.attributes.get_float("alpha", 0.01)
-    return op.Where(op.Less(operand(node, 0), 0.0), op.Mul(gradient, slope), gradient)
+    # A slope that isn't negative keeps the sign, so that nothing else needs x and a Conv before can be fused.
+    signed = node.outputs[0] if slope >= 0 else operand(node, 0)
+    return op.Where(op.Greater(signed, 0.0), gradient, op.Mul(gradient, slope))
 
 
 @vjp("PRelu", broadcasts=True)
 def parametric_relu(op: Op, node: ir.Node, wrt: int, gradient: ir.Value) -> ir.Value:
-    """y = x where x >= 0, else s x: dx = g, else s g; ds = x g where x < 0."""
+    """y = x where x > 0, else s x: dx = g, else s g; ds = 0, else x g."""
     x, slope = operand(node, 0), operand(node, 1)
-    is_negative = op.Less(x, 0.0)
+    is_positive = op.Greater(x, 0.0)
     if wrt == 0:
-        return op.Where(is_negative, op.Mul(gradient, slope), gradient)
-    return op.Where(is_negative, op.Mul(gradient, x), 0.0)
+        return op.Where(is_positive, gradient, op.Mul(gradient, slope))
+    return op.Where(is_positive, 0.0, op.Mul(gradient, x))
 
 
 @vjp("Elu")
 def elu(op: Op, node: ir.Node, wrt: int, gradient: ir.Value) -> ir.Value:
-    """y = x where x >= 0, else alpha (exp(x) - 1): dx = g, else g (y + alpha)."""
+    """y = x where x > 0, else alpha (exp(x) - 1): dx = g, else g (y + alpha)."""
     alpha = node.attributes.get_float("alpha", 1.0)
     scaled = op.Mul(gradient, op.Add(node.outputs[0], alpha))
-    return op.Where(op.Less(operand(node, 0), 0.0), scaled, gradient)
+    return op.Where(op.Greater(operand(node, 0), 0.0), gradient, scaled)
 
 
 @vjp("Selu")
@@ -141,10 +158,10 @@ def selu(op: Op, node: ir.Node, wrt: int, gradient: ir.Value) -> ir.Value:
 
 @vjp("Celu")
 def celu(op: Op, node: ir.Node, wrt: int, gradient: ir.Value) -> ir.Value:
-    """y = x where x >= 0, else alpha (exp(x / alpha) - 1): dx = g, else g (y / alpha + 1)."""
+    """y = x where x > 0, else alpha (exp(x / alpha) - 1): dx = g, else g (y / alpha + 1)."""
     alpha = node.attributes.get_float("alpha", 1.0)
     scaled = op.Mul(gradient, op.Add(op.Div(node.outputs[0], alpha), 1.0))
-    return op.Where(op.Less(operand(node, 0), 0.0), scaled, gradient)
+    return op.Where(op.Greater(operand(node, 0), 0.0), gradient, scaled)
 
 
 @vjp("ThresholdedRelu")

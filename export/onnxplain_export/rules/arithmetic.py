@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import numpy as np
 import onnx_ir as ir
 
 from onnxplain_export.graph import constant, operand
-from onnxplain_export.rules.registry import Op, constant_like, vjp
+from onnxplain_export.rules.registry import Op, vjp
 
 
 @vjp("Add", broadcasts=True)
@@ -41,19 +42,38 @@ def neg(op: Op, node: ir.Node, wrt: int, gradient: ir.Value) -> ir.Value:
     return op.Neg(gradient)
 
 
+@vjp("Mod", broadcasts=True)
+def remainder(op: Op, node: ir.Node, wrt: int, gradient: ir.Value) -> ir.Value:
+    """z = x - n y with n whole: dx = g, dy = -g n."""
+    if wrt == 0:
+        return gradient
+    x, y = operand(node, 0), operand(node, 1)
+    return op.Mul(gradient, op.Round(op.Div(op.Sub(node.outputs[0], x), y)))
+
+
 @vjp("Pow", broadcasts=True)
 def power(op: Op, node: ir.Node, wrt: int, gradient: ir.Value) -> ir.Value:
-    """z = x ^ y: dx = g y x ^ (y - 1), dy = g z log(x)."""
-    x, y = operand(node, 0), operand(node, 1)
+    """z = x ^ y: dx = g y x ^ (y - 1), dy = g z log(x), which has the limit 0 at x = 0."""
+    x, y, z = operand(node, 0), operand(node, 1), node.outputs[0]
     if wrt == 1:
-        return op.Mul(gradient, op.Mul(node.outputs[0], op.Log(x)))
+        return op.Mul(gradient, op.Where(op.Equal(x, 0.0), 0.0, op.Mul(z, op.Log(x))))
     exponent = constant(y)
-    if exponent is not None and exponent.size == 1:
-        number = float(exponent.reshape(-1)[0])
-        base = x if number == 2.0 else op.Pow(x, constant_like(op, number - 1.0, x))
-        return op.Mul(gradient, op.Mul(base, number))
-    y = op.CastLike(y, x)
-    return op.Mul(gradient, op.Mul(y, op.Pow(x, op.Sub(y, 1.0))))
+    if exponent is None or exponent.size > 1 or not exponent.any():
+        y = op.CastLike(y, x)
+        # x ^ 0 is constant, at x = 0 too.
+        slope = op.Where(op.Equal(y, 0.0), 0.0, op.Mul(y, op.Pow(x, op.Sub(y, 1.0))))
+        return op.Mul(gradient, slope)
+    number = float(exponent.reshape(-1)[0])
+    if number == 2.0:
+        factor = x
+    elif number == 3.0:
+        factor = op.Mul(x, x)
+    else:
+        # A division is cheaper than another power. It has no value at 0, where x ^ (y - 1) has one.
+        with np.errstate(divide="ignore"):
+            at_zero = float(np.power(0.0, number - 1.0))
+        factor = op.Where(op.Equal(x, 0.0), at_zero, op.Div(z, x))
+    return op.Mul(gradient, op.Mul(factor, number))
 
 
 @vjp("Sum", broadcasts=True)

@@ -60,8 +60,8 @@ _of_input("Softplus", lambda op, x: op.Sigmoid(x))
 
 @vjp("Erf")
 def erf(op: Op, node: ir.Node, wrt: int, gradient: ir.Value) -> ir.Value:
-    """y = erf(x): dx = g 2 / sqrt(pi) exp(-x²), and pi = 4 atan(1)."""
+    """y = erf(x): dx = g 2 / sqrt(pi) exp(-x²) = g exp(log(2 / sqrt(pi)) - x²), and pi = 4 atan(1)."""
     x = operand(node, 0)
     # In the graph, where constant folding takes it at the graph's own precision.
-    factor = op.Sqrt(op.Reciprocal(op.Atan(constant_like(op, 1.0, x))))
-    return op.Mul(op.Mul(gradient, factor), op.Exp(op.Neg(_square(op, x))))
+    shift = op.Log(op.Sqrt(op.Reciprocal(op.Atan(constant_like(op, 1.0, x)))))
+    return op.Mul(gradient, op.Exp(op.Sub(shift, _square(op, x))))
