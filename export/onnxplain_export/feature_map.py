@@ -126,7 +126,8 @@ def feature_map_of(
     """
     if len(shape) == 4 and shape[1] * shape[2] * shape[3] > 0:
         _, first, second, third = shape
-        if has_aspect((first, second), image_size) and not has_aspect((second, third), image_size):
+        is_last = _misfit((first, second), image_size) < _misfit((second, third), image_size)
+        if is_last and has_aspect((first, second), image_size):
             return FeatureMap(third, first, second, "NHWC") if first * second > 1 else None
         return FeatureMap(first, second, third) if second * third > 1 else None
     if len(shape) == 3:
@@ -142,8 +143,15 @@ def feature_map_of(
 
 
 def token_grids(maps: Iterable[tuple[int, int]], image_size: tuple[int, int]) -> set[tuple[int, int]]:
-    """Return the sizes of a network's maps of the image's aspect, and what halving them gives."""
+    """Return the sizes of a network's maps of the image's aspect, and what halving them gives.
+
+    A network without such maps cuts its image into patches by a reshape: any even division will do.
+    """
     found = {size for size in maps if has_aspect(size, image_size)}
+    if not found:
+        height, width = image_size
+        patches = range(2, min(image_size))
+        return {(height // side, width // side) for side in patches if height % side == width % side == 0}
     for height, width in list(found):
         while min(height, width) > 2:
             height, width = -(-height // 2), -(-width // 2)
@@ -153,6 +161,9 @@ def token_grids(maps: Iterable[tuple[int, int]], image_size: tuple[int, int]) ->
 
 def has_aspect(size: tuple[int, int], image_size: tuple[int, int]) -> bool:
     """Say whether a map's sides are in the image's proportion, up to the rounding of one of them."""
-    (height, width), (image_height, image_width) = size, image_size
-    fits = height <= image_height and width <= image_width
-    return fits and abs(height * image_width - width * image_height) < max(image_height, image_width)
+    fits = size[0] <= image_size[0] and size[1] <= image_size[1]
+    return fits and _misfit(size, image_size) < max(image_size)
+
+
+def _misfit(size: tuple[int, int], image_size: tuple[int, int]) -> int:
+    return abs(size[0] * image_size[1] - size[1] * image_size[0])

@@ -64,7 +64,7 @@ def candidates(calls: Sequence[ModuleCall], num_classes: int) -> list[LayerCandi
         for call, maps in usable
         if not call.same_as_input
         and not call.in_attention
-        and maps.channels != num_classes
+        and not _is_one_channel_a_class(call, maps, num_classes)
         and not _is_final_norm(call, maps)
     ]
     # Odd proportions, such as those of spectrograms, count where the network has no others.
@@ -83,6 +83,11 @@ def candidates(calls: Sequence[ModuleCall], num_classes: int) -> list[LayerCandi
         )
         for call, maps in usable
     ]
+
+
+def _is_one_channel_a_class(call: ModuleCall, maps: FeatureMap, num_classes: int) -> bool:
+    """Say whether a call puts out class maps; a transformer without a head has as many channels throughout."""
+    return maps.channels == num_classes and (maps.layout == "NCHW" or call.kind == "Linear")
 
 
 def _is_final_norm(call: ModuleCall, maps: FeatureMap) -> bool:

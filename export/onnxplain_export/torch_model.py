@@ -204,7 +204,7 @@ def _described(
     attention = [
         f"{name}."
         for name, module in model.named_modules()
-        if re.search("attention|attn", type(module).__name__, re.IGNORECASE)
+        if re.search("attention|attn", f"{type(module).__name__} {name.split('.')[-1]}", re.IGNORECASE)
     ]
     calls = []
     for (name, kind, tensor, same), reaches in zip(outputs, reached, strict=True):
@@ -234,10 +234,11 @@ def _without_unread_grids(
     which a fresh network's head begins.
     """
     marked = list(calls)
+    names = [call.name for call in calls]
     for index in reversed(range(len(marked))):
         call = marked[index]
         maps = call.feature_map
-        if maps is None or not call.reaches_logits:
+        if maps is None or not call.reaches_logits or names.count(call.name) > 1:
             continue
         if not maps.prefix or _grid_reaches(model, image, call.name, maps):
             break
