@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -86,50 +88,189 @@ class ConvTranspose(OpRun):
         return (result[(slice(None), slice(None), *cut)] + (0 if b is None else b.reshape(-1, *[1] * axes)),)
 
 
+@dataclass(frozen=True)
+class _Axis:
+    """How a pooling's windows slide along one axis."""
+
+    length: int
+    kernel: int
+    stride: int
+    dilation: int
+    start: int
+    """Padding in front of the input."""
+    end: int
+    """Padding behind it that the attributes name; the last window of `ceil_mode` may reach further."""
+    count: int
+
+    @property
+    def span(self) -> int:
+        return self.dilation * (self.kernel - 1) + 1
+
+    @property
+    def margins(self) -> tuple[int, int]:
+        """Padding such that no window reaches beyond it."""
+        return self.start, max(0, (self.count - 1) * self.stride + self.span - self.length - self.start)
+
+
+def _axes(size: Sequence[int], attributes: dict[str, Any]) -> list[_Axis]:
+    """Read a pooling's attributes."""
+    number = len(size)
+    kernel, auto_pad = attributes["kernel_shape"], attributes["auto_pad"] or "NOTSET"
+    strides, dilations = (attributes[name] or [1] * number for name in ("strides", "dilations"))
+    pads = attributes["pads"] or [0] * (2 * number)
+    axes = []
+    for length, width, stride, dilation, start, end in zip(
+        size, kernel, strides, dilations, pads[:number], pads[number:], strict=True
+    ):
+        span = dilation * (width - 1) + 1
+        if auto_pad in ("SAME_UPPER", "SAME_LOWER"):
+            count = -(-length // stride)
+            total = max(0, (count - 1) * stride + span - length)
+            start, end = total // 2, total - total // 2
+            if auto_pad == "SAME_LOWER":
+                start, end = end, start
+        else:
+            room = length + start + end - span
+            count = 1 + (-(-room // stride) if attributes["ceil_mode"] else room // stride)
+            # A window that begins behind the input is none.
+            if (count - 1) * stride >= length + start:
+                count -= 1
+        axes.append(_Axis(length, width, stride, dilation, start, end, count))
+    return axes
+
+
+def _windows(x: Array, axes: Sequence[_Axis], fill: float) -> Array:
+    """Return the elements of each window, [..., *counts, elements]; what lies beyond the input is `fill`."""
+    kept = [(0, 0)] * (x.ndim - len(axes))
+    padded = np.pad(x, [*kept, *(axis.margins for axis in axes)], constant_values=fill)
+    places = tuple(range(x.ndim - len(axes), x.ndim))
+    windows: Any = np.lib.stride_tricks.sliding_window_view(padded, [axis.span for axis in axes], axis=places)
+    firsts = [slice(0, axis.stride * axis.count, axis.stride) for axis in axes]
+    inside = [slice(None, None, axis.dilation) for axis in axes]
+    windows = windows[(..., *firsts, *inside)]
+    result: Array = windows.reshape(*windows.shape[: x.ndim], -1)
+    return result
+
+
 class MaxPool(_MaxPool):  # type: ignore[misc]
     """The evaluator's own gives wrong indices where the strides are 1, and is slow elsewhere."""
 
     op_domain = ""
 
     def _run(self, x: Array, **attributes: Any) -> tuple[Any, ...]:
-        is_plain = attributes["auto_pad"] in (None, "NOTSET") and not attributes["storage_order"]
-        if not is_plain or not np.issubdtype(x.dtype, np.floating):
+        if not np.issubdtype(x.dtype, np.floating):
             result: tuple[Any, ...] = self._max_pool(x, **attributes)
             return result
-        kernel, size = attributes["kernel_shape"], x.shape[2:]
-        axes = len(kernel)
-        strides, dilations = (attributes[name] or [1] * axes for name in ("strides", "dilations"))
-        pads = attributes["pads"] or [0] * (2 * axes)
-        margins, spans, counts = [(0, 0), (0, 0)], [], []
-        for length, width, stride, dilation, start, end in zip(
-            size, kernel, strides, dilations, pads[:axes], pads[axes:], strict=True
-        ):
-            span = dilation * (width - 1) + 1
-            room = length + start + end - span
-            count = 1 + (-(-room // stride) if attributes["ceil_mode"] else room // stride)
-            # A window that begins behind the input is none.
-            if (count - 1) * stride >= length + start:
-                count -= 1
-            margins.append((start, max(0, (count - 1) * stride + span - length - start)))
-            spans.append(span)
-            counts.append(count)
-        padded = np.pad(x, margins, constant_values=-np.inf)
-        windows: Any = np.lib.stride_tricks.sliding_window_view(padded, spans, axis=tuple(range(2, 2 + axes)))
-        firsts = [slice(0, stride * count, stride) for stride, count in zip(strides, counts, strict=True)]
-        inside = [slice(None, None, dilation) for dilation in dilations]
-        windows = windows[(..., *firsts, *inside)].reshape(*x.shape[:2], *counts, -1)
+        axes = _axes(x.shape[2:], attributes)
+        windows = _windows(x, axes, -np.inf)
         places = windows.argmax(axis=-1)
         largest = np.take_along_axis(windows, places[..., None], axis=-1)[..., 0]
         if len(self.output) == 1:
             return (largest,)
         image, channel, *numbers = np.indices(places.shape)
+        offsets = np.unravel_index(places, [axis.kernel for axis in axes])
         coordinates = [
-            number * stride - start + dilation * offset
-            for number, stride, start, dilation, offset in zip(
-                numbers, strides, pads[:axes], dilations, np.unravel_index(places, kernel), strict=True
-            )
+            number * axis.stride - axis.start + axis.dilation * offset
+            for number, axis, offset in zip(numbers, axes, offsets, strict=True)
         ]
-        return largest, np.ravel_multi_index((image, channel, *coordinates), x.shape)
+        if not attributes["storage_order"]:
+            return largest, np.ravel_multi_index((image, channel, *coordinates), x.shape)
+        # Column-major: the first spatial axis runs fastest.
+        shape = (*x.shape[:2], *reversed(x.shape[2:]))
+        return largest, np.ravel_multi_index((image, channel, *reversed(coordinates)), shape)
 
 
-OPERATORS = [ConvTranspose, Erf, GatherElements, Gelu, MaxPool]
+class AveragePool(OpRun):
+    """The evaluator's own takes a second for each ten thousand windows."""
+
+    op_domain = ""
+
+    def _run(self, x: Array, **attributes: Any) -> tuple[Any, ...]:
+        axes = _axes(x.shape[2:], attributes)
+        inside = np.ones(x.shape[2:], x.dtype)
+        if attributes["count_include_pad"]:
+            # The named padding counts, but not what the last window of ceil_mode reaches beyond it.
+            inside = np.pad(inside, [(axis.start, axis.end) for axis in axes], constant_values=1)
+            sizes = inside.shape
+            beyond = [replace(axis, length=size, start=0) for axis, size in zip(axes, sizes, strict=True)]
+            counts = _windows(inside, beyond, 0).sum(axis=-1)
+        else:
+            counts = _windows(inside, axes, 0).sum(axis=-1)
+        return (_windows(x, axes, 0).sum(axis=-1) / counts,)
+
+
+class LpPool(OpRun):
+    """The evaluator's own is wrong where the last window of ceil_mode reaches beyond the input."""
+
+    op_domain = ""
+
+    def _run(self, x: Array, p: int = 2, **attributes: Any) -> tuple[Any, ...]:
+        windows = _windows(np.abs(x) ** p, _axes(x.shape[2:], attributes), 0)
+        return (windows.sum(axis=-1) ** (1 / p),)
+
+
+class GlobalLpPool(OpRun):
+    """The evaluator has none."""
+
+    op_domain = ""
+
+    def _run(self, x: Array, p: int = 2) -> tuple[Any, ...]:
+        return ((np.abs(x) ** p).sum(axis=tuple(range(2, x.ndim)), keepdims=True) ** (1 / p),)
+
+
+class GlobalMaxPool(OpRun):
+    """The evaluator's own is wrong but for two spatial axes."""
+
+    op_domain = ""
+
+    def _run(self, x: Array) -> tuple[Any, ...]:
+        return (x.max(axis=tuple(range(2, x.ndim)), keepdims=True),)
+
+
+class LpNormalization(OpRun):
+    """The evaluator's own sums x instead of its absolute value for p = 1."""
+
+    op_domain = ""
+
+    def _run(self, x: Array, axis: int = -1, p: int = 2) -> tuple[Any, ...]:
+        norm = (np.abs(x) ** p).sum(axis=axis, keepdims=True) ** (1 / p)
+        return (np.where(norm == 0, 0, x / norm).astype(x.dtype),)
+
+
+class LRN(OpRun):
+    """The evaluator's own takes the size of the batch for the number of channels."""
+
+    op_domain = ""
+
+    def _run(self, x: Array, **attributes: Any) -> tuple[Any, ...]:
+        size = attributes["size"]
+        margins = [(0, 0), ((size - 1) // 2, size // 2), *[(0, 0)] * (x.ndim - 2)]
+        squares: Any = np.lib.stride_tricks.sliding_window_view(np.pad(x * x, margins), size, axis=1)
+        divisor = attributes["bias"] + attributes["alpha"] / size * squares.sum(axis=-1)
+        return (x / divisor ** attributes["beta"],)
+
+
+class MeanVarianceNormalization(OpRun):
+    """The evaluator's own, the standard's definition, has a constant that is only float32."""
+
+    op_domain = ""
+
+    def _run(self, x: Array, axes: Sequence[int] = (0, 2, 3)) -> tuple[Any, ...]:
+        mean, deviation = (measure(x, axis=tuple(axes), keepdims=True) for measure in (np.mean, np.std))
+        return ((x - mean) / (deviation + 1e-9),)
+
+
+OPERATORS = [
+    AveragePool,
+    ConvTranspose,
+    Erf,
+    GatherElements,
+    Gelu,
+    GlobalLpPool,
+    GlobalMaxPool,
+    LRN,
+    LpNormalization,
+    LpPool,
+    MaxPool,
+    MeanVarianceNormalization,
+]

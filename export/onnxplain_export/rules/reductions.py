@@ -22,13 +22,11 @@ def reduce_sum(op: Op, node: ir.Node, wrt: int, gradient: ir.Value) -> ir.Value:
 @vjp("ReduceMean")
 def reduce_mean(op: Op, node: ir.Node, wrt: int, gradient: ir.Value) -> ir.Value:
     """Y = mean of x over n elements: dx = g / n, repeated along the axes."""
-    axes = _axes(op, node)
+    x, axes = operand(node, 0), _axes(op, node)
     if isinstance(axes, list):
-        count = _count(op, operand(node, 0), axes)
+        count = element_count(op, x, axes)
     else:
-        count = op.Div(
-            *(op.Cast(op.Size(value), to=value.dtype) for value in (node.inputs[0], *node.outputs))
-        )
+        count = op.Div(*(op.Cast(op.Size(value), to=x.dtype) for value in (x, node.outputs[0])))
     return _repeat(op, node, _kept(op, node, op.Div(gradient, count)))
 
 
@@ -95,7 +93,7 @@ def global_average_pool(op: Op, node: ir.Node, wrt: int, gradient: ir.Value) -> 
     """Y = mean of x over its n places: dx = g / n, repeated over them."""
     x = operand(node, 0)
     places = list(range(2 - rank(x), 0))
-    return op.Expand(op.Div(gradient, _count(op, x, places)), op.Shape(x))
+    return op.Expand(op.Div(gradient, element_count(op, x, places)), op.Shape(x))
 
 
 def _axes(op: Op, node: ir.Node) -> list[int] | ir.Value:
@@ -127,7 +125,7 @@ def _sum(op: Op, node: ir.Node, value: ir.Value) -> ir.Value:
     return op.ReduceSum(value, *_over(op, node), **_kept_axes(node))
 
 
-def _count(op: Op, x: ir.Value, axes: list[int]) -> float | ir.Value:
+def element_count(op: Op, x: ir.Value, axes: list[int]) -> float | ir.Value:
     """Return how many elements are reduced to one: a constant where the sizes are known."""
     sizes = [static_dims(x)[axis] for axis in axes]
     known = [size for size in sizes if size is not None]
