@@ -14,7 +14,7 @@ import pytest
 from graphs import Array
 from mutation_networks import EXAMPLE, TAIL_OF, network, network_with_logits_from, retraced
 from onnxplain import VerificationError
-from onnxplain_export import export, exporter
+from onnxplain_export import export, torch_source
 from onnxplain_export.rules import RULES, SELECTION_RULES
 from onnxplain_export.rules.registry import Selection
 
@@ -199,7 +199,7 @@ def check_refused(
 ) -> None:
     """Export a network with and without a mutated rule."""
     model, proto = network_with_logits_from(operator) if selection else network(operator)
-    monkeypatch.setattr(exporter, "trace", retraced(proto))
+    monkeypatch.setattr(torch_source, "trace", retraced(proto))
     calls: list[str] = []
     if selection:
         monkeypatch.setitem(SELECTION_RULES, operator, counted(mutation(SELECTION_RULES[operator]), calls))
@@ -216,7 +216,7 @@ def check_refused(
 def test_right_rule(operator, monkeypatch, tmp_path):
     model, proto = network(operator)
     assert operator in {node.op_type for node in proto.graph.node}
-    monkeypatch.setattr(exporter, "trace", retraced(proto))
+    monkeypatch.setattr(torch_source, "trace", retraced(proto))
     assert export(model, EXAMPLE, tmp_path / "model.onnx", layer="features").verification.rules < 1e-7
 
 
@@ -237,7 +237,7 @@ def test_typical_slip(operator, mutation, monkeypatch, tmp_path):
 @pytest.mark.parametrize("operator", sorted(SELECTION_RULES))
 def test_right_selection_rule(operator, monkeypatch, tmp_path):
     model, proto = network_with_logits_from(operator)
-    monkeypatch.setattr(exporter, "trace", retraced(proto))
+    monkeypatch.setattr(torch_source, "trace", retraced(proto))
     assert export(model, EXAMPLE, tmp_path / "model.onnx", layer="features").verification.rules < 1e-7
 
 
