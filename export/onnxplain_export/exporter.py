@@ -35,6 +35,8 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
+    from onnxplain_export.onnx_model import OnnxModel
+
 
 @dataclass(frozen=True)
 class ExportReport:
@@ -54,8 +56,8 @@ class ExportReport:
 
 
 def export(
-    model: nn.Module,
-    example_input: torch.Tensor,
+    model: nn.Module | str | os.PathLike[str] | OnnxModel,
+    example_input: torch.Tensor | None,
     path: str | os.PathLike[str],
     *,
     layer: str | Sequence[str] | None = None,
@@ -77,21 +79,24 @@ def export(
     model
         A classifier that takes one batch of images, float32 [batch, channels, height, width], and returns
         logits [batch, num_classes]: as a tensor, as the first of a tuple, or as ``logits`` of a mapping or
-        object.
+        object. Or the path of a finished `.onnx` file, for which PyTorch isn't needed; a Softmax or Sigmoid
+        at its end is looked through to the logits.
     example_input
-        A batch of one image or more, of the size that the explainer is to take.
+        A batch of one image or more, of the size that the explainer is to take. For an `.onnx` file None: its
+        size is the file's own, or that of the preprocessing where the file leaves it open.
     path
         Where the explainer goes.
     layer
-        Name of the target module, several of them, or None to pick the last one with spatial extent.
+        Name of the target module, or of a node or tensor of an `.onnx` file; several of them, or None to pick
+        the last one with spatial extent.
     labels
         The classes' names, by index.
     preprocessing
         How pictures become inputs; by default the usual evaluation transform at the example's size.
     activation
         What makes probabilities of logits: softmax, sigmoid (multi-label and single-logit models) or none. By
-        default sigmoid for a single logit, none (and a warning) for a model that ends in a softmax or sigmoid
-        itself, else softmax.
+        default what an `.onnx` file ends in, sigmoid for a single logit, none (and a warning) for a module
+        that ends in a softmax or sigmoid itself, else softmax.
     source_name
         What the manifest calls the source; by default the model's class.
     input_gradient
@@ -122,7 +127,7 @@ def export(
     """
     destination = Path(path)
     check_destination(destination)
-    front = _front_end(model, example_input)
+    front = _front_end(model, example_input, preprocessing)
     if activation not in (None, *get_args(Activation)):
         raise SourceError(
             f"there is no activation {activation!r}; choose one of {', '.join(get_args(Activation))}"
@@ -179,7 +184,9 @@ def export(
     )
 
 
-def list_layers(model: nn.Module, example_input: torch.Tensor) -> list[LayerCandidate]:
+def list_layers(
+    model: nn.Module | str | os.PathLike[str] | OnnxModel, example_input: torch.Tensor | None = None
+) -> list[LayerCandidate]:
     """Return the layers of a model that can be explained, in the order of their calls.
 
     Parameters
@@ -195,11 +202,18 @@ def list_layers(model: nn.Module, example_input: torch.Tensor) -> list[LayerCand
     return _front_end(model, example_input).candidates()
 
 
-def _front_end(model: object, example_input: object) -> FrontEnd:
-    require("export")
-    from onnxplain_export.torch_source import TorchModel
+def _front_end(model: object, example_input: object, preprocessing: object = None) -> FrontEnd:
+    if not isinstance(model, (str, os.PathLike)) and getattr(model, "kind", None) != "onnx":
+        require("export")
+        from onnxplain_export.torch_source import TorchModel
 
-    return TorchModel(model, example_input)
+        return TorchModel(model, example_input)
+    from onnxplain_export.onnx_model import OnnxModel
+
+    if isinstance(model, OnnxModel):
+        return model
+    size = (preprocessing.height, preprocessing.width) if isinstance(preprocessing, Preprocessing) else None
+    return OnnxModel(model, size)  # type: ignore[arg-type]
 
 
 def _checked_preprocessing(front: FrontEnd, preprocessing: Preprocessing | None) -> Preprocessing:

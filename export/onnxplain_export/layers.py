@@ -27,6 +27,8 @@ class ModuleCall:
     """It is a part of an attention module: its queries, keys and values aren't features."""
     has_image_aspect: bool = True
     """The maps' sides are in the image's proportion."""
+    is_final_norm: bool = False
+    """It is a transformer's last normalisation: the features are those that it follows."""
 
 
 @dataclass(frozen=True)
@@ -65,7 +67,7 @@ def candidates(calls: Sequence[ModuleCall], num_classes: int) -> list[LayerCandi
         if not call.same_as_input
         and not call.in_attention
         and not _is_one_channel_a_class(call, maps, num_classes)
-        and not _is_final_norm(call, maps)
+        and not (call.is_final_norm and maps.layout != "NCHW")
     ]
     # Odd proportions, such as those of spectrograms, count where the network has no others.
     pickable = [call for call in pickable if call.has_image_aspect] or pickable
@@ -86,13 +88,8 @@ def candidates(calls: Sequence[ModuleCall], num_classes: int) -> list[LayerCandi
 
 
 def _is_one_channel_a_class(call: ModuleCall, maps: FeatureMap, num_classes: int) -> bool:
-    """Say whether a call puts out class maps; a transformer without a head has as many channels throughout."""
+    """Say whether a call puts out class maps; a headless transformer has as many channels throughout."""
     return maps.channels == num_classes and (maps.layout == "NCHW" or call.kind == "Linear")
-
-
-def _is_final_norm(call: ModuleCall, maps: FeatureMap) -> bool:
-    """Say whether a call is a transformer's last normalisation: the features are those that it follows."""
-    return maps.layout != "NCHW" and "." not in call.name and "norm" in call.kind.lower()
 
 
 def automatic_layer(found: Sequence[LayerCandidate]) -> str:

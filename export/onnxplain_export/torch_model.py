@@ -220,6 +220,7 @@ def _described(
                 same,
                 in_attention=name.startswith(tuple(attention)),
                 has_image_aspect=maps is not None and has_aspect(maps.size, image_size),
+                is_final_norm="." not in name and "norm" in kind.lower(),
             )
         )
     return calls

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -15,9 +15,21 @@ from onnxplain.extras import require
 from onnxplain.manifest import Preprocessing
 
 if TYPE_CHECKING:
-    from onnxplain_export import Source
+    from onnxplain_export import OnnxModel, Source
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])
+
+
+@dataclass(frozen=True)
+class OnnxSource:
+    """An `.onnx` file, in the place of what `load_source` returns."""
+
+    model: OnnxModel
+    preprocessing: Preprocessing
+    #: A path says where a file lies on this machine; its name is enough.
+    name: None = None
+    example_input: None = None
+    labels: None = None
 
 
 def _size(context: click.Context, parameter: click.Parameter, value: str | None) -> tuple[int, int] | None:
@@ -60,7 +72,7 @@ def source_arguments(command: _Command) -> _Command:
 
 def load(
     source: str, checkpoint: Path | None, size: tuple[int, int] | None, preprocessing_file: Path | None
-) -> Source:
+) -> Source | OnnxSource:
     """Load SOURCE as its options say.
 
     Raises
@@ -78,11 +90,32 @@ def load(
             click.get_current_context(),
         )
     preprocessing = None if preprocessing_file is None else _read_preprocessing(preprocessing_file)
-    require("export", *(["torchvision"] if source.startswith("torchvision:") else []))
+    origin = source.partition(":")[0]
+    require("export", *([origin] if origin in ("torchvision", "timm") else []))
     from onnxplain_export import load_source
 
     loaded = load_source(source, checkpoint=checkpoint, size=size)
     return loaded if preprocessing is None else replace(loaded, preprocessing=preprocessing)
+
+
+def _load_onnx(
+    source: str, checkpoint: Path | None, size: tuple[int, int] | None, preprocessing: Preprocessing | None
+) -> OnnxSource:
+    if checkpoint is not None:
+        raise click.UsageError(
+            "--checkpoint doesn't go with an .onnx file, which has its weights.", click.get_current_context()
+        )
+    require("onnx")
+    from onnxplain_export import OnnxModel
+
+    if preprocessing is not None:
+        size = preprocessing.height, preprocessing.width
+    model = OnnxModel(source, size)
+    try:
+        usual = Preprocessing.for_size(model.channels, model.height, model.width)
+    except ModelError as error:
+        raise SourceError(str(error)) from None
+    return OnnxSource(model, preprocessing or usual)
 
 
 def read_text(file: Path) -> str:

@@ -18,7 +18,9 @@ if TYPE_CHECKING:
     from onnxplain_export import ExportReport
 
 
-@click.command("export", short_help="Make an explainer of a classifier; needs PyTorch, this once.")
+@click.command(
+    "export", short_help="Make an explainer of a classifier: of PyTorch, or an .onnx file."
+)
 @source_arguments
 @click.option(
     "-o",
@@ -63,10 +65,11 @@ def command(
 
     SOURCE is torchvision:NAME, with its pretrained weights unless there is a checkpoint, or
     package.module:factory for a function of yours that returns a torch.nn.Module; modules in the current
-    folder are found.
+    folder are found. Or it is the .onnx file of a finished classifier, for which PyTorch isn't needed; its
+    layers are its nodes and tensors.
 
     The explainer is verified before it gets its name: its gradients against central differences in float64,
-    its file against PyTorch. What fails leaves no file.
+    its file against the source. What fails leaves no file.
     """
     labels = None if labels_file is None else _read_labels(labels_file)
     _step(f"loading {source}")
@@ -81,7 +84,7 @@ def command(
         labels=loaded.labels if labels is None else labels,
         preprocessing=loaded.preprocessing,
         activation=activation,
-        source_name=source,
+        source_name=loaded.name,
         progress=_step,
     )
     click.echo(facts(_summary(report)))
