@@ -80,24 +80,25 @@ def hard_swish(op: Op, node: ir.Node, wrt: int, gradient: ir.Value) -> ir.Value:
 def gelu(op: Op, node: ir.Node, wrt: int, gradient: ir.Value) -> ir.Value:
     """y = x Phi(x): dx = g (Phi(x) + x phi(x)); or the tanh approximation of it.
 
-    The square roots are taken in the graph, where constant folding evaluates them at the graph's own
-    precision: as float32 constants they would limit the check in float64.
+    The constants are computed in the graph, where constant folding evaluates them at the graph's own
+    precision: as float32 numbers they would limit the check in float64. pi = 4 atan(1).
     """
     x = operand(node, 0)
-    square = op.Mul(x, x)
+    quarter_pi = op.Atan(constant_like(op, 1.0, x))
     if node.attributes.get_string("approximate", "none") == "none":
-        cumulative = op.Mul(op.Add(op.Erf(op.Div(x, op.Sqrt(constant_like(op, 2.0, x)))), 1.0), 0.5)
-        # phi(x) = exp(-x²/2) / sqrt(2 pi), and pi = 4 atan(1).
-        normalizer = op.Sqrt(op.Mul(op.Atan(constant_like(op, 1.0, x)), 8.0))
-        density = op.Div(op.Exp(op.Mul(square, -0.5)), normalizer)
-        return op.Mul(gradient, op.Add(cumulative, op.Mul(x, density)))
-    # y = x (1 + t) / 2 with t = tanh(c (x + 0.044715 x³)), c = sqrt(2 / pi)
-    c = op.Sqrt(op.Div(0.5, op.Atan(constant_like(op, 1.0, x))))
-    cubic = op.Div(op.Mul(square, 44715.0), 1e6)
-    t = op.Tanh(op.Mul(op.Mul(x, c), op.Add(cubic, 1.0)))
-    slope = op.Mul(c, op.Add(op.Mul(cubic, 3.0), 1.0))
-    factor = op.Add(op.Add(t, 1.0), op.Mul(op.Mul(x, op.Sub(1.0, op.Mul(t, t))), slope))
-    return op.Mul(gradient, op.Mul(factor, 0.5))
+        # With t = x / sqrt(2): Phi(x) = (erf(t) + 1) / 2 and x phi(x) = t exp(-t²) / sqrt(pi).
+        t = op.Div(x, op.Sqrt(constant_like(op, 2.0, x)))
+        cumulative = op.Mul(op.Add(op.Erf(t), 1.0), 0.5)
+        density = op.Exp(op.Sub(op.Log(op.Sqrt(op.Div(0.25, quarter_pi))), op.Mul(t, t)))
+        return op.Mul(gradient, op.Add(cumulative, op.Mul(t, density)))
+    # y = x s with s = sigmoid(u), u = linear + cubic = 2 sqrt(2 / pi) (x + 0.044715 x³)
+    linear = op.Mul(x, op.Sqrt(op.Div(2.0, quarter_pi)))
+    cubic = op.Mul(linear, op.Mul(op.Mul(x, x), op.Div(constant_like(op, 44715.0, x), 1e6)))
+    u = op.Add(linear, cubic)
+    s = op.Sigmoid(u)
+    # x u' = linear + 3 cubic, and so dx = g (s + s (1 - s) x u').
+    slope = op.Mul(op.Sub(1.0, s), op.Add(u, op.Mul(cubic, 2.0)))
+    return op.Mul(gradient, op.Mul(s, op.Add(slope, 1.0)))
 
 
 @vjp("Softmax")
@@ -152,8 +153,9 @@ def selu(op: Op, node: ir.Node, wrt: int, gradient: ir.Value) -> ir.Value:
     alpha = node.attributes.get_float("alpha", 1.6732632423543772)
     gamma = node.attributes.get_float("gamma", 1.0507009873554805)
     y = node.outputs[0]
-    scale = op.Where(op.Greater(y, 0.0), constant_like(op, gamma, y), op.Add(y, gamma * alpha))
-    return op.Mul(gradient, scale)
+    # Multiplied in the graph, as the product of two float32 numbers isn't one.
+    below = op.Add(y, op.Mul(constant_like(op, gamma, y), alpha))
+    return op.Mul(gradient, op.Where(op.Greater(y, 0.0), gamma, below))
 
 
 @vjp("Celu")
