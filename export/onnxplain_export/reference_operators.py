@@ -191,7 +191,7 @@ class AveragePool(OpRun):
         if attributes["count_include_pad"]:
             # The named padding counts, but not what the last window of ceil_mode reaches beyond it.
             inside = np.pad(inside, [(axis.start, axis.end) for axis in axes], constant_values=1)
-            sizes = inside.shape
+            sizes: tuple[int, ...] = inside.shape
             beyond = [replace(axis, length=size, start=0) for axis, size in zip(axes, sizes, strict=True)]
             counts = _windows(inside, beyond, 0).sum(axis=-1)
         else:
@@ -227,6 +227,33 @@ class GlobalMaxPool(OpRun):
         return (x.max(axis=tuple(range(2, x.ndim)), keepdims=True),)
 
 
+class MaxUnpool(OpRun):
+    """The evaluator's own counts the indices through another shape than the one that it is given.
+
+    As onnxruntime does, and MaxPool, this one counts them through the output.
+    """
+
+    op_domain = ""
+
+    def _run(
+        self, x: Array, indices: Array, shape: Array | None = None, **attributes: Any
+    ) -> tuple[Any, ...]:
+        if shape is None:
+            kernel = attributes["kernel_shape"]
+            number = len(kernel)
+            strides, pads = attributes["strides"] or [1] * number, attributes["pads"] or [0] * (2 * number)
+            size = [
+                (length - 1) * stride + width - start - end
+                for length, stride, width, start, end in zip(
+                    x.shape[2:], strides, kernel, pads[:number], pads[number:], strict=True
+                )
+            ]
+            shape = np.array([*x.shape[:2], *size])
+        result = np.zeros(math.prod(shape), x.dtype)
+        result[indices.reshape(-1)] = x.reshape(-1)
+        return (result.reshape(shape),)
+
+
 class LpNormalization(OpRun):
     """The evaluator's own sums x instead of its absolute value for p = 1."""
 
@@ -260,6 +287,33 @@ class MeanVarianceNormalization(OpRun):
         return ((x - mean) / (deviation + 1e-9),)
 
 
+class Pad(OpRun):
+    """The evaluator's own takes no negative widths, which crop."""
+
+    op_domain = ""
+
+    def _run(
+        self,
+        x: Array,
+        pads: Array,
+        value: Array | None = None,
+        axes: Array | None = None,
+        mode: str = "constant",
+    ) -> tuple[Any, ...]:
+        named = range(x.ndim) if axes is None else [int(axis) % x.ndim for axis in axes]
+        widths = np.zeros((x.ndim, 2), np.int64)
+        widths[list(named)] = np.reshape(pads, (2, -1)).T
+        options: dict[str, Any] = {"mode": mode}
+        if mode == "constant":
+            options["constant_values"] = 0 if value is None or value.size == 0 else value.item()
+        padded = np.pad(x, np.maximum(widths, 0), **options)
+        inside = tuple(
+            slice(max(-before, 0), length - max(-after, 0))
+            for (before, after), length in zip(widths.tolist(), padded.shape, strict=True)
+        )
+        return (padded[inside],)
+
+
 OPERATORS = [
     AveragePool,
     ConvTranspose,
@@ -272,5 +326,7 @@ OPERATORS = [
     LpNormalization,
     LpPool,
     MaxPool,
+    MaxUnpool,
     MeanVarianceNormalization,
+    Pad,
 ]

@@ -8,6 +8,7 @@ Axes are counted from the end, where they are the same with and without the clas
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import cast
 
 import numpy as np
 import onnx_ir as ir
@@ -23,8 +24,8 @@ from onnxplain_export.rules.shapes import reshape_like
 def batch_normalization(op: Op, node: ir.Node, wrt: int, gradient: ir.Value) -> ir.Value:
     """Y = n scale + bias, n = (x - mean) / sqrt(var + eps), a channel each: dx = g scale / sqrt(var + eps).
 
-    dscale = sum(g n), dbias = sum(g), dmean = -sum(dx), dvar = -sum(g n) scale / (2 (var + eps)), the sums over
-    all but the channels.
+    With sums over all but the channels, dscale = sum(g n), dbias = sum(g), dmean = -sum(dx) and
+    dvar = -sum(g n) scale / (2 (var + eps)).
     """
     if node.attributes.get_int("training_mode", 0):
         raise UnsupportedCaseError("a BatchNormalization in training mode")
@@ -59,9 +60,10 @@ def layer_normalization(
     axes = list(range(axis, 0))
     # A second one, without scale and bias, is a single kernel for all that the gradient needs. The forward
     # pass's own can't be asked for them: with the outputs more it would run slower in every prediction.
-    normalized, _, inverse = op.LayerNormalization(
+    outputs = op.LayerNormalization(
         x, _ones_like(op, scale), axis=axis, epsilon=node.attributes.get_float("epsilon", 1e-5), _outputs=3
     )
+    normalized, _, inverse = cast("Sequence[ir.Value]", outputs)
     if wrt == 1:
         return op.Mul(to_y, normalized)
     terms = []
