@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from torch.nn import functional
 
 from graphs import differentiated, gradient_name, in_float64, in_onnxruntime, parse
 
