@@ -6,15 +6,20 @@ import importlib
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import safetensors.torch
+import timm
 import torch
 import torchvision
+from huggingface_hub.errors import LocalEntryNotFoundError
+from PIL import Image
 from torch import nn
 
 from onnxplain import Preprocessing, extras
 from onnxplain.errors import MissingDependencyError, SourceError
-from onnxplain_export import export, load_source
+from onnxplain.preprocessing import preprocess
+from onnxplain_export import Source, export, load_source
 
 FACTORY = """
 import torch
@@ -122,7 +127,10 @@ def test_checkpoints_that_fail(factory: str, tmp_path: Path, write: object, mess
         ("factory_of_tests:broken", "fails: no such weights"),
         ("factory_of_tests:number", "returns int, not a torch.nn.Module"),
         ("model.onnx", "model.onnx can't be exported yet"),
-        ("folder/model.pt2", "can't be exported yet"),
+        ("folder/model.pt2", "there is no program"),
+        ("timm:resnet51", r"timm has no network .*did you mean .*resnet50"),
+        ("timm:resnet50.no_such_tag", r"timm has no network .*did you mean .*resnet50\."),
+        ("timm:botnet50ts_256", "has no weights of botnet50ts_256; give a file with --checkpoint"),
     ],
 )
 def test_names_that_fail(factory: str, spec: str, message: str) -> None:
@@ -187,3 +195,101 @@ def test_a_torchvision_that_does_not_fit_its_torch(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(importlib, "import_module", fail)
     with pytest.raises(SourceError, match=r"torchvision::nms does not exist.*install the build"):
         load_source("torchvision:resnet18")
+
+
+def timm_source(folder: Path, name: str, **options: object) -> Source:
+    """A source of timm's with weights of ours, as no test downloads any."""
+    network = timm.create_model(name, **{"img_size": options["size"]} if "vit" in name and options else {})
+    torch.save(network.state_dict(), folder / "timm.pth")
+    return load_source(f"timm:{name}", checkpoint=folder / "timm.pth", **options)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "test_resnet.r160_in1k",  # cropped from the centre
+        "convnext_tiny.in12k_ft_in1k_384",  # squashed
+        "vit_tiny_patch16_224.augreg_in21k_ft_in1k",  # normalised in a way of its own
+        "res2net50_14w_8s.in1k",  # bilinear
+        "mobilenetv4_conv_small_050.e3000_r224_in1k",  # its size / 0.95 is no whole number
+    ],
+)
+def test_timm_sees_a_picture_as_with_its_own_transform(tmp_path: Path, name: str) -> None:
+    source = timm_source(tmp_path, name)
+    wanted = timm.data.create_transform(**timm.data.resolve_model_data_config(source.model))
+    pixels = np.random.default_rng(0).integers(0, 256, (15, 20, 3), np.uint8)
+    # Small and smooth, so that a wrong filter, size or crop shows and rounding to bytes doesn't.
+    picture = Image.fromarray(pixels).resize((640, 480), Image.Resampling.BICUBIC)
+    expected = wanted(picture).numpy()
+    found, _ = preprocess(np.asarray(picture), source.preprocessing)
+    assert found.shape == expected.shape
+    byte = 1 / 255 / min(source.preprocessing.std)
+    np.testing.assert_allclose(found, expected, atol=2 * byte)
+    assert np.abs(found - expected).mean() < 0.1 * byte
+
+
+def test_timm_with_a_local_checkpoint(tmp_path: Path) -> None:
+    torch.manual_seed(4)
+    trained = timm.create_model("test_resnet")
+    torch.save(trained.state_dict(), tmp_path / "w.pth")
+    source = load_source("timm:test_resnet", checkpoint=tmp_path / "w.pth")
+    assert source.name == "timm:test_resnet"
+    assert torch.equal(parameters(source.model), parameters(trained))
+    assert source.example_input.shape == (1, 3, 160, 160)
+
+
+def test_timm_labels_are_those_of_torchvision_but_for_two(tmp_path: Path) -> None:
+    own = timm_source(tmp_path, "test_resnet").labels
+    others = torchvision.models.ResNet18_Weights.DEFAULT.meta["categories"]
+    assert own is not None
+    # torchvision tells the two cranes and the two swimsuits apart.
+    assert [index for index in range(1000) if own[index] != others[index]] == [134, 639]
+
+
+def test_timm_networks_are_made_for_the_callers_size(tmp_path: Path) -> None:
+    source = timm_source(tmp_path, "vit_tiny_patch16_224", size=(96, 128))
+    assert source.model(source.example_input).shape == (1, 1000)
+    assert source.example_input.shape == (1, 3, 96, 128)
+    # Only the size changes: these weights know pixels from -1 to 1.
+    assert source.preprocessing.mean == (0.5, 0.5, 0.5)
+    assert source.preprocessing.interpolation == "bicubic"
+    convolutional = timm_source(tmp_path, "test_resnet", size=(96, 128))
+    assert convolutional.model(convolutional.example_input).shape == (1, 1000)
+
+
+def test_a_size_that_a_timm_network_can_not_have() -> None:
+    with pytest.raises(SourceError, match="timm can't make xcit_nano_12_p16_224: .*divide") as caught:
+        load_source("timm:xcit_nano_12_p16_224", checkpoint="unread.pth", size=(5, 5))
+    assert "\n" not in str(caught.value)
+
+
+def test_timm_networks_without_a_classifier() -> None:
+    with pytest.raises(SourceError, match="puts out features, no logits"):
+        load_source("timm:vit_small_patch14_dinov2", checkpoint="unread.pth")
+
+
+def test_timm_weights_that_can_not_be_downloaded(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*arguments: object, **options: object) -> None:
+        raise LocalEntryNotFoundError("no route to host\nand a long explanation")
+
+    monkeypatch.setattr("timm.models._hub.hf_hub_download", refuse)
+    with pytest.raises(
+        SourceError, match=r"can't download the weights .*no route to host.*--checkpoint"
+    ) as caught:
+        load_source("timm:test_resnet.r160_in1k")
+    assert "\n" not in str(caught.value)
+
+
+def test_timm_pretrained_weights_are_loaded(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    trained = timm.create_model("test_resnet")
+    safetensors.torch.save_file(trained.state_dict(), tmp_path / "model.safetensors")
+    monkeypatch.setattr(
+        "timm.models._hub.hf_hub_download", lambda *_, **__: str(tmp_path / "model.safetensors")
+    )
+    assert torch.equal(parameters(load_source("timm:test_resnet.r160_in1k").model), parameters(trained))
+
+
+def test_without_timm(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(extras, "find_spec", lambda name: None)
+    with pytest.raises(MissingDependencyError, match=r"timm .*pip install .*\[timm\]"):
+        load_source("timm:resnet18")

@@ -72,7 +72,7 @@ def input_shape(program: ExportedProgram) -> tuple[int | torch.SymInt, ...]:
 
 
 def as_module(program: ExportedProgram) -> nn.Module:
-    """Return a module that computes what a program does, its layers named and called as in the model it is of.
+    """Return a module that computes what a program does, its layers named as in the program's own model.
 
     The graph of a program is flat; its nodes remember the modules that they came from. From that the modules
     are made again, with their names, types' names and weights, so that they can be hooked.
@@ -85,7 +85,8 @@ def as_module(program: ExportedProgram) -> nn.Module:
     input_shape(program)
     _check_evaluation_mode(program)
     try:
-        module = unflatten(program)
+        with _quiet():
+            module = unflatten(program)
     except Exception as error:
         raise SourceError(f"the program's modules can't be made again ({one_line(error)})") from error
     # The image is the one input; however the program takes it, by its position or its name, we give it first.
@@ -113,7 +114,7 @@ def _check_evaluation_mode(program: ExportedProgram) -> None:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Silence what PyTorch logs and warns of as it reads a program; a failure is an error of our own."""
+    """Silence what PyTorch logs and warns of as it reads a program or unfolds it; a failure is an error of our own."""
     disabled = logging.root.manager.disable
     logging.disable(logging.CRITICAL)
     try:

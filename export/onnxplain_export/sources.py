@@ -1,9 +1,13 @@
-"""Sources by name, as the command line takes them: ``torchvision:NAME`` and ``package.module:factory``."""
+"""Sources by name, as the command line takes them.
+
+``torchvision:NAME``, ``timm:NAME``, ``package.module:factory``, or a program of ``torch.export``, `.pt2`.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import importlib
+import math
 import os
 import sys
 from collections.abc import Iterator, Mapping
@@ -14,11 +18,12 @@ from typing import Any
 import torch
 from torch import nn
 
-from onnxplain.errors import SourceError
+from onnxplain.errors import ModelError, SourceError
 from onnxplain.extras import require
 from onnxplain.manifest import Preprocessing
+from onnxplain_export.exported_program import as_module, input_shape, load_program
 from onnxplain_export.layers import closest_names
-from onnxplain_export.torch_model import one_line
+from onnxplain_export.torch_model import first_tensor, one_line
 
 
 @dataclass(frozen=True)
@@ -49,12 +54,14 @@ def load_source(
     Parameters
     ----------
     spec
-        ``torchvision:NAME``, or ``package.module:factory`` for a callable without arguments that returns an
-        `nn.Module`. Modules in the current folder are found.
+        ``torchvision:NAME``, ``timm:NAME``, ``package.module:factory`` for a callable without arguments that
+        returns an `nn.Module` (modules in the current folder are found), or ``FILE.pt2``, a program that
+        ``torch.export.save`` wrote for a dynamic batch. Read a program only if you trust where it comes from.
     checkpoint
         A state dict to load: `.safetensors`, or anything else as a PyTorch file that holds tensors only. For
-        torchvision it stands in place of the pretrained weights, which are downloaded otherwise; the
-        preprocessing is the one that goes with torchvision's newest weights.
+        torchvision and timm it stands in place of the pretrained weights, which are downloaded otherwise; the
+        preprocessing is the one that goes with torchvision's newest weights, or with the name of timm's. A
+        program has its own weights.
     size
         Height and width of the input; by default the source's own, or 224 x 224.
 
@@ -65,24 +72,30 @@ def load_source(
     MissingDependencyError
         The source's package isn't installed.
     """
+    if Path(spec).suffix == ".pt2":
+        if checkpoint is not None:
+            raise SourceError(f"{spec} has its own weights; leave the checkpoint out")
+        return _program(Path(spec), size)
     origin, separator, name = spec.partition(":")
-    if Path(spec).suffix in (".onnx", ".pt2"):
+    if Path(spec).suffix == ".onnx":
         raise SourceError(
             f"{spec} can't be exported yet: sources are PyTorch modules, named as package.module:factory "
             "or torchvision:NAME"
         )
     if not separator or not origin or not name:
         raise SourceError(
-            f"{spec!r} is no source; name one as torchvision:NAME or package.module:factory, "
+            f"{spec!r} is no source; name one as torchvision:NAME, timm:NAME or package.module:factory, "
             "such as torchvision:resnet50"
         )
     if origin == "torchvision":
         source = _torchvision(name, pretrained=checkpoint is None)
+    elif origin == "timm":
+        source = _timm(name, size, pretrained=checkpoint is None)
     else:
         source = Source(spec, _from_factory(origin, name), Preprocessing.for_size(3, 224, 224))
     if checkpoint is not None:
         _load_checkpoint(source.model, Path(checkpoint))
-    if size is None:
+    if size is None or origin == "timm":
         return source
     usual = Preprocessing.for_size(source.preprocessing.channels, *size)
     return Source(source.name, source.model, usual, source.labels)
@@ -90,13 +103,7 @@ def load_source(
 
 def _torchvision(name: str, *, pretrained: bool) -> Source:
     require("torchvision")
-    try:
-        models = importlib.import_module("torchvision.models")
-    except RuntimeError as error:
-        raise SourceError(
-            f"torchvision doesn't import beside torch {torch.__version__} ({one_line(error)}); "
-            "install the build of it that goes with this torch"
-        ) from None
+    models = _import_beside_torch("torchvision.models")
     if name not in models.list_models(module=models):
         raise SourceError(
             f"torchvision has no classifier {name!r}{closest_names(name, models.list_models(module=models))}"
@@ -125,6 +132,103 @@ def _torchvision(name: str, *, pretrained: bool) -> Source:
         ),
         tuple(weights.meta["categories"]),
     )
+
+
+def _timm(name: str, size: tuple[int, int] | None, *, pretrained: bool) -> Source:
+    require("timm")
+    timm = _import_beside_torch("timm")
+    known = {*timm.list_models(), *timm.list_models(pretrained=True)}
+    if name not in known:
+        tags = [other for other in known if other.startswith(f"{name.partition('.')[0]}.")]
+        near = closest_names(name, tags if "." in name and tags else known)
+        raise SourceError(f"timm has no network {name!r}{near}")
+    config = timm.get_pretrained_cfg(name)
+    if pretrained and not config.has_weights:
+        raise SourceError(f"timm has no weights of {name}; give a file with --checkpoint")
+    # Networks with position embeddings or windows are made for one size; the others take any.
+    options = {"img_size": size} if size is not None and config.fixed_input_size else {}
+    try:
+        model = timm.create_model(name, pretrained=pretrained, **options)
+    except OSError as error:
+        raise SourceError(
+            f"can't download the weights of {name} ({one_line(error)}); give a file with --checkpoint"
+        ) from None
+    except Exception as error:
+        raise SourceError(f"timm can't make {name}: {one_line(error)}") from error
+    if model.num_classes == 0:
+        raise SourceError(
+            f"timm's {name} puts out features, no logits; choose one that was trained to classify"
+        )
+    found = timm.data.resolve_model_data_config(model)
+    if size is not None:
+        found["input_size"] = (found["input_size"][0], *size)
+    return Source(f"timm:{name}", model, _timm_preprocessing(name, found), _timm_labels(timm, model))
+
+
+def _timm_preprocessing(name: str, config: Mapping[str, Any]) -> Preprocessing:
+    """Return what timm's own transform for evaluation does."""
+    channels, height, width = config["input_size"]
+    # timm rounds down, as in its transform.
+    resized = (math.floor(height / config["crop_pct"]), math.floor(width / config["crop_pct"]))
+    if config["crop_mode"] == "border":
+        raise SourceError(
+            f"timm pads pictures for {name}, which the manifest can't say; pass the network and a "
+            "preprocessing of yours to onnxplain_export.export"
+        )
+    try:
+        return Preprocessing(
+            channels,
+            height,
+            width,
+            color="L" if channels == 1 else "RGB",
+            resize=resized if config["crop_mode"] == "squash" else min(resized),
+            interpolation=config["interpolation"],
+            mean=tuple(config["mean"]),
+            std=tuple(config["std"]),
+        )
+    except ModelError as error:
+        raise SourceError(f"timm's preprocessing of {name} can't be used: {error}") from None
+
+
+def _timm_labels(timm: Any, model: nn.Module) -> tuple[str, ...] | None:
+    """Return the first name of each class where a network tells the 1000 classes of ImageNet apart."""
+    if timm.data.infer_imagenet_subset(model) != "imagenet-1k":
+        return None
+    names = timm.data.ImageNetInfo("imagenet-1k").label_descriptions()
+    return tuple(name.partition(", ")[0] for name in names)
+
+
+def _program(file: Path, size: tuple[int, int] | None) -> Source:
+    program = load_program(file)
+    model = as_module(program)
+    _, channels, *own = input_shape(program)
+    # What the program leaves open is as in the example that it was exported with.
+    example = first_tensor(program.example_inputs)
+    usual = (224, 224) if example is None or example.ndim != 4 else example.shape[2:]
+    wanted = usual if size is None else size
+    fixed = [side if isinstance(side, int) else other for side, other in zip(own, wanted, strict=True)]
+    if size is not None and fixed != list(size):
+        raise SourceError(
+            f"{file.name} takes images of {fixed[0]} x {fixed[1]} alone, not of {size[0]} x {size[1]}; "
+            "leave the size out, or export the program again"
+        )
+    if not isinstance(channels, int):
+        raise SourceError(f"{file.name} leaves its number of channels open; export it again with a fixed one")
+    try:
+        return Source(file.name, model, Preprocessing.for_size(channels, *fixed))
+    except ModelError as error:
+        raise SourceError(f"{file.name}: {error}") from None
+
+
+def _import_beside_torch(name: str) -> Any:
+    """Import a package that brings operators for torch of its own, or needs one that does."""
+    try:
+        return importlib.import_module(name)
+    except RuntimeError as error:
+        raise SourceError(
+            f"torchvision doesn't import beside torch {torch.__version__} ({one_line(error)}); "
+            "install the build of it that goes with this torch"
+        ) from None
 
 
 def _from_factory(module_name: str, factory_name: str) -> nn.Module:

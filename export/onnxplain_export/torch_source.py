@@ -1,4 +1,4 @@
-"""The front end for an `nn.Module` with an example of its input."""
+"""The front end for an `nn.Module`, or a program of ``torch.export``, with an example of its input."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from torch import nn
 from onnxplain.errors import SourceError
 from onnxplain.manifest import Layer
 from onnxplain_export.assemble import EXPLAINED, IMAGE_GRADIENTS, LOGITS, TracedModel
+from onnxplain_export.exported_program import as_module
 from onnxplain_export.feature_map import FeatureMap
 from onnxplain_export.float64 import Arrays
 from onnxplain_export.layers import LayerCandidate, ModuleCall, candidates
@@ -47,6 +48,8 @@ class TorchModel:
     activation = None
 
     def __init__(self, model: object, example_input: object) -> None:
+        if isinstance(model, torch.export.ExportedProgram):
+            model = as_module(model)
         self._model = _checked_model(model)
         self._example = _checked_input(example_input)
         self.name = type(model).__name__

@@ -13,6 +13,7 @@ PACKAGES = {
     "onnx": _ONNX,
     "export": (*_ONNX, "torch", "safetensors"),
     "torchvision": ("torchvision",),
+    "timm": ("timm",),
 }
 
 
