@@ -258,7 +258,7 @@ def test_timm_networks_are_made_for_the_callers_size(tmp_path: Path) -> None:
 
 
 def test_a_size_that_a_timm_network_can_not_have() -> None:
-    with pytest.raises(SourceError, match="timm can't make xcit_nano_12_p16_224: .*divide") as caught:
+    with pytest.raises(SourceError, match=r"timm can't make xcit_nano_12_p16_224: .*divide") as caught:
         load_source("timm:xcit_nano_12_p16_224", checkpoint="unread.pth", size=(5, 5))
     assert "\n" not in str(caught.value)
 
