@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import onnx_ir as ir
 
-from onnxplain_export.graph import operand, rank
-from onnxplain_export.rules.registry import Op, vjp
+from onnxplain_export.graph import constant_ints, operand, rank, static_dim
+from onnxplain_export.rules.registry import Op, UnsupportedCaseError, constant_like, vjp
 from onnxplain_export.rules.shapes import zeros_like
 
 
@@ -14,6 +16,9 @@ def gather(op: Op, node: ir.Node, wrt: int, gradient: ir.Value) -> ir.Value:
     """Y = x at the indices along an axis: dx = the sum of g over the places that an element was copied to."""
     x, indices = operand(node, 0), operand(node, 1)
     axis = node.attributes.get_int("axis", 0) % rank(x)
+    known = constant_ints(indices)
+    if known is not None and len(known) == 1 and static_dim(x, axis) is not None:
+        return _at_one_place(op, gradient, x, axis, known[0])
     before = op.Shape(gradient, start=0, end=axis + 1)
     after = op.Shape(x, start=axis + 1, end=rank(x))
     # They may be int32, and sizes are int64.
@@ -25,3 +30,120 @@ def gather(op: Op, node: ir.Node, wrt: int, gradient: ir.Value) -> ir.Value:
     places = op.Reshape(flat, [-1] + [1] * (rank(x) - axis - 1))
     places = op.Expand(places, op.Shape(updates))
     return op.ScatterElements(zeros_like(op, gradient, x), places, updates, axis=axis + 1, reduction="add")
+
+
+def _at_one_place(op: Op, gradient: ir.Value, x: ir.Value, axis: int, index: int) -> ir.Value:
+    """Return the gradient of a single place of an axis, with zeros around it: no index has to be read."""
+    size = static_dim(x, axis)
+    assert size is not None
+    before, after = op.Shape(gradient, start=0, end=axis + 1), op.Shape(x, start=axis + 1)
+    single = op.Reshape(gradient, op.Concat(before, [1], after, axis=0), allowzero=1)
+    return op.Pad(single, [index % size, size - 1 - index % size], None, [axis + 1])
+
+
+def _for_each_class(op: Op, indices: ir.Value, gradient: ir.Value) -> ir.Value:
+    """Repeat indices for each class, as the operators that work element by element need them."""
+    return op.Expand(indices, op.Concat(op.Shape(gradient, start=0, end=1), op.Shape(indices), axis=0))
+
+
+def _axis(node: ir.Node, default: int) -> int:
+    return node.attributes.get_int("axis", default) % rank(operand(node, 0))
+
+
+@vjp("GatherElements")
+def gather_elements(op: Op, node: ir.Node, wrt: int, gradient: ir.Value) -> ir.Value:
+    """Y = x at an index for each element of y: dx = the sum of g over the copies of an element."""
+    x = operand(node, 0)
+    places = _for_each_class(op, operand(node, 1), gradient)
+    zeros = zeros_like(op, gradient, x)
+    return op.ScatterElements(zeros, places, gradient, axis=_axis(node, 0) + 1, reduction="add")
+
+
+@vjp("TopK", many_outputs=True)
+def top_k(op: Op, node: ir.Node, wrt: int, gradients: Sequence[ir.Value | None]) -> ir.Value:
+    """Y = the largest elements along an axis: dx = g where they stood."""
+    gradient = gradients[0]
+    assert gradient is not None
+    places = _for_each_class(op, node.outputs[1], gradient)
+    zeros = zeros_like(op, gradient, operand(node, 0))
+    return op.ScatterElements(zeros, places, gradient, axis=_axis(node, -1) + 1)
+
+
+@vjp("ScatterElements")
+def scatter_elements(op: Op, node: ir.Node, wrt: int, gradient: ir.Value) -> ir.Value:
+    """Y = x with updates u put or added at indices: dx = g, zero where u was put; du = g at the indices."""
+    is_put = _is_put(node)
+    places = _for_each_class(op, operand(node, 1), gradient)
+    axis = _axis(node, 0) + 1
+    if wrt == 2:
+        return op.GatherElements(gradient, places, axis=axis)
+    if not is_put:
+        return gradient
+    zeros = op.Expand(constant_like(op, 0.0, operand(node, 0)), op.Shape(places))
+    return op.ScatterElements(gradient, places, zeros, axis=axis)
+
+
+@vjp("GatherND")
+def gather_nd(op: Op, node: ir.Node, wrt: int, gradient: ir.Value) -> ir.Value:
+    """Y = slices of x at rows of indices: dx = the sum of g over the copies of a slice."""
+    x = operand(node, 0)
+    rows = _whole_rows(op, node)
+    zeros = zeros_like(op, gradient, x)
+    # An index counts from the first axis on, so the classes step back.
+    return _classes_first(
+        op,
+        op.ScatterND(
+            _classes_last(op, zeros, rank(x)),
+            rows,
+            _classes_last(op, gradient, rank(node.outputs[0])),
+            reduction="add",
+        ),
+        rank(x),
+    )
+
+
+@vjp("ScatterND")
+def scatter_nd(op: Op, node: ir.Node, wrt: int, gradient: ir.Value) -> ir.Value:
+    """Y = x with slices u put or added at rows of indices: dx = g, zero where u was put; du = g there."""
+    x, rows, updates = operand(node, 0), operand(node, 1), operand(node, 2)
+    is_put = _is_put(node)
+    moved = _classes_last(op, gradient, rank(x))
+    if wrt == 2:
+        return _classes_first(op, op.GatherND(moved, rows), rank(updates))
+    if not is_put:
+        return gradient
+    shape = op.Concat(op.Shape(updates), op.Shape(gradient, start=0, end=1), axis=0)
+    zeros = op.Expand(constant_like(op, 0.0, x), shape)
+    return _classes_first(op, op.ScatterND(moved, rows, zeros), rank(x))
+
+
+def _is_put(node: ir.Node) -> bool:
+    """Say whether updates replace what was there; otherwise they are added to it."""
+    reduction = node.attributes.get_string("reduction", "none")
+    if reduction not in ("none", "add"):
+        raise UnsupportedCaseError(f"a {node.op_type} of reduction {reduction}")
+    return reduction == "none"
+
+
+def _whole_rows(op: Op, node: ir.Node) -> ir.Value:
+    """Return a GatherND's indices with the coordinates along its batch axes written out."""
+    indices = operand(node, 1)
+    batch_axes = node.attributes.get_int("batch_dims", 0)
+    if batch_axes == 0:
+        return indices
+    axes = rank(indices)
+    places = op.Concat(op.Shape(indices, end=axes - 1), [1], axis=0)
+    columns = []
+    for axis in range(batch_axes):
+        size = op.Squeeze(op.Shape(indices, start=axis, end=axis + 1), [0])
+        numbers = op.Range(op.Constant(value_int=0), size, op.Constant(value_int=1))
+        columns.append(op.Expand(op.Reshape(numbers, [-1] + [1] * (axes - 1 - axis)), places))
+    return op.Concat(*columns, indices, axis=-1)
+
+
+def _classes_last(op: Op, gradient: ir.Value, axes: int) -> ir.Value:
+    return op.Transpose(gradient, perm=[*range(1, axes + 1), 0])
+
+
+def _classes_first(op: Op, value: ir.Value, axes: int) -> ir.Value:
+    return op.Transpose(value, perm=[axes, *range(axes)])
