@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+import re
+
 import torch
 from torch import nn
+
+# Class and register tokens, and embeddings of places; a relative position's bias is a table of weights.
+EMBEDDING = re.compile(r"token|embed|latent|^pos_|_pos$")
+OFFSET = re.compile(r"bias|beta")
 
 
 @torch.no_grad()
@@ -11,9 +17,11 @@ def redraw(model: nn.Module, example: torch.Tensor, seed: int) -> nn.Module:
     """Redraw every parameter and batch-norm statistic of a model, in place; return it in evaluation mode.
 
     Freshly initialised networks hide errors: heads of zeros, layer scales of 1e-6, last batch-norm scales of
-    zero. Here weights keep the size of their input, scales lie about 1, and offsets about 0. Batch-norm
-    statistics are those of the example, and then up to a tenth beside them: with statistics that have nothing
-    to do with the activations, these would grow or vanish through the layers, as in no trained network.
+    zero, tokens and position biases too small to matter. Here weights keep the size of their input, scales lie
+    about 1, offsets about 0, and tokens and embeddings are about as large as what they are added to.
+    Batch-norm statistics are those of noise of the example's size, and then up to a tenth beside them: with
+    statistics that have nothing to do with the activations, these would grow or vanish through the layers, as
+    in no trained network.
     """
     generator = torch.Generator().manual_seed(seed)
 
@@ -24,17 +32,30 @@ def redraw(model: nn.Module, example: torch.Tensor, seed: int) -> nn.Module:
         tensor.copy_(torch.randn(tensor.shape, generator=generator) * deviation)
 
     for name, tensor in model.named_parameters():
-        if name.endswith("bias"):
+        leaf = name.rpartition(".")[2]
+        # One number a channel, whatever axes of length 1 are around it; a convolution to one channel has weights.
+        is_vector = tensor.ndim < 2 or (leaf != "weight" and tensor.numel() == max(tensor.shape))
+        if EMBEDDING.search(leaf):
+            normal(tensor, 0.5)
+        elif is_vector and OFFSET.search(leaf):
             normal(tensor, 0.1)
-        elif tensor.ndim >= 2 and not name.endswith("layer_scale"):
+        elif is_vector:
+            uniform(tensor, 0.5, 1.5)
+        else:
             # He's gain keeps the activations' size through layers of ReLUs.
             normal(tensor, (2.0 / tensor[0].numel()) ** 0.5)
-        else:
-            uniform(tensor, 0.5, 1.5)
-    norms = [module for module in model.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
-    for norm in norms:
-        norm.momentum = 1.0
-    model.train()(torch.randn(4, *example.shape[1:], generator=generator))
+    norms = [
+        module
+        for module in model.modules()
+        if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.running_mean is not None
+    ]
+    model.eval()
+    if norms:
+        for norm in norms:
+            norm.train()
+            norm.momentum = 1.0
+        # Auxiliary heads, which only training runs, stay as they are: they may need larger images.
+        model(torch.randn(4, *example.shape[1:], generator=generator))
     for norm in norms:
         norm.running_mean += (
             norm.running_var.sqrt() * (torch.rand(norm.running_mean.shape, generator=generator) - 0.5) / 5
