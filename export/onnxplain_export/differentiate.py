@@ -171,6 +171,9 @@ def _place(node: ir.Node) -> str:
 def _undo_broadcast(op: Op, gradient: ir.Value, value: ir.Value, output: ir.Value) -> ir.Value:
     """Sum a gradient of an operator's output over the axes along which an input was repeated."""
     added = rank(output) - rank(value)
+    if added < 0:
+        # A matrix by a vector: the output lacks an axis of the matrix, which isn't repeated.
+        return gradient
     if added:
         gradient = op.ReduceSum(gradient, list(range(1, 1 + added)), keepdims=0)
     repeated = [

@@ -1,22 +1,42 @@
-"""Matrix products. For the one that computes the logits, the requested class's weights are gathered."""
+"""Matrix products and other fixed linear maps.
+
+For the product that computes the logits, the requested class's weights are gathered.
+"""
 
 from __future__ import annotations
 
+import numpy as np
 import onnx_ir as ir
 
-from onnxplain_export.graph import constant, operand, rank
-from onnxplain_export.rules.registry import Op, Selection, UnsupportedCaseError, selection_vjp, vjp
+from onnxplain_export.graph import constant, constant_ints, ints, operand, rank
+from onnxplain_export.rules.registry import (
+    Op,
+    Selection,
+    UnsupportedCaseError,
+    constant_like,
+    selection_vjp,
+    vjp,
+)
+from onnxplain_export.rules.shapes import reshape_like
 
 
 @vjp("MatMul", broadcasts=True)
 def matmul(op: Op, node: ir.Node, wrt: int, gradient: ir.Value) -> ir.Value | None:
-    """Z = x y: dx = g yᵀ, dy = xᵀ g."""
+    """Z = x y: dx = g yᵀ, dy = xᵀ g.
+
+    A vector is a matrix of one row or column; the output lacks its axis of length 1.
+    """
     x, y = operand(node, 0), operand(node, 1)
-    if rank(x) < 2 or rank(y) < 2:
-        raise UnsupportedCaseError("a MatMul with a vector")
+    x_is_vector, y_is_vector = rank(x) == 1, rank(y) == 1
+    if y_is_vector:
+        y, gradient = op.Unsqueeze(y, [1]), op.Unsqueeze(gradient, [-1])
+    if x_is_vector:
+        x, gradient = op.Unsqueeze(x, [0]), op.Unsqueeze(gradient, [-2])
     if wrt == 0:
-        return op.MatMul(gradient, _transposed(op, y))
-    return op.MatMul(_transposed(op, x), gradient)
+        result = op.MatMul(gradient, _transposed(op, y))
+        return op.Squeeze(result, [-2]) if x_is_vector else result
+    result = op.MatMul(_transposed(op, x), gradient)
+    return op.Squeeze(result, [-1]) if y_is_vector else result
 
 
 @vjp("Gemm", broadcasts=True)
@@ -64,3 +84,26 @@ def _transposed(op: Op, matrix: ir.Value) -> ir.Value:
 def _swapped(op: Op, gradient: ir.Value) -> ir.Value:
     """Swap the last two axes of a matrix's gradient, [classes, rows, columns]."""
     return op.Transpose(gradient, perm=[0, 2, 1])
+
+
+@vjp("Col2Im")
+def col2im(op: Op, node: ir.Node, wrt: int, gradient: ir.Value) -> ir.Value:
+    """Y = the sum of overlapping blocks, a column of x each: dx = the blocks of g.
+
+    They are cut out by a convolution with a kernel for each place of a block: a one there, zeros around it.
+    """
+    x, block = operand(node, 0), constant_ints(operand(node, 2))
+    if block is None:
+        raise UnsupportedCaseError("a Col2Im whose block shape is only known at run time")
+    axes = len(block)
+    kernels = constant_like(op, np.eye(int(np.prod(block))).reshape(-1, 1, *block), x)
+    image = op.Reshape(gradient, op.Concat([-1, 1], operand(node, 1), axis=0))
+    columns = op.Conv(
+        image,
+        kernels,
+        kernel_shape=block,
+        strides=ints(node, "strides", [1] * axes),
+        dilations=ints(node, "dilations", [1] * axes),
+        pads=ints(node, "pads", [0] * (2 * axes)),
+    )
+    return reshape_like(op, columns, x)
