@@ -51,10 +51,7 @@ class Gelu(OpRun):
 
 
 class ConvTranspose(OpRun):
-    """The evaluator's own is wrong where a group has several output channels, and slow.
-
-    This one knows what the gradient rules emit: neither `output_shape` nor `auto_pad`.
-    """
+    """The evaluator's own is wrong where a group has several output channels, and slow."""
 
     op_domain = ""
 
@@ -69,6 +66,11 @@ class ConvTranspose(OpRun):
                 strides, size, dilations, kernel, spare, strict=True
             )
         ]
+        wanted = attributes["output_shape"]
+        if wanted or (attributes["auto_pad"] or "").startswith("SAME"):
+            wanted = wanted or [stride * length for stride, length in zip(strides, size, strict=True)]
+            full = [max(lengths) for lengths in zip(full, wanted[-axes:], strict=True)]
+            pads = _cut_to(full, wanted[-axes:], attributes["auto_pad"] == "SAME_UPPER")
         batch, channels = len(x), groups * w.shape[1]
         result = np.zeros((batch, channels, *full), dtype=x.dtype)
         columns = x.reshape(batch, groups, x.shape[1] // groups, math.prod(size))
@@ -86,6 +88,14 @@ class ConvTranspose(OpRun):
             for start, end, length in zip(pads[:axes], pads[axes:], full, strict=True)
         )
         return (result[(slice(None), slice(None), *cut)] + (0 if b is None else b.reshape(-1, *[1] * axes)),)
+
+
+def _cut_to(full: Sequence[int], wanted: Sequence[int], is_upper: bool) -> list[int]:
+    """Return how much a ConvTranspose is cut at its starts and ends, so that it has the wanted size."""
+    totals = [length - size for length, size in zip(full, wanted, strict=True)]
+    smaller = [total // 2 for total in totals]
+    larger = [total - half for total, half in zip(totals, smaller, strict=True)]
+    return [*smaller, *larger] if is_upper else [*larger, *smaller]
 
 
 @dataclass(frozen=True)
