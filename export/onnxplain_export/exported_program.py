@@ -114,7 +114,7 @@ def _check_evaluation_mode(program: ExportedProgram) -> None:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Silence what PyTorch logs and warns of as it reads or unfolds a program: failures are errors of ours."""
+    """Silence what PyTorch logs and warns of as it reads or unfolds a program: failures are our errors."""
     disabled = logging.root.manager.disable
     logging.disable(logging.CRITICAL)
     try:
