@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from rule_cases.case import B, Case, H, W, ints, row, x
+from rule_cases.case import B, Case, H, W, ints, refused, row, x
 
 WINDOWS: list[tuple[str, dict[str, object]]] = [
     ("strided, padded", {"kernel_shape": [3, 3], "strides": [2, 2], "pads": [1, 1, 1, 1]}),
@@ -69,6 +69,14 @@ CASES = [
         for auto_pad in ("SAME_UPPER", "SAME_LOWER", "VALID")
         for strides in ([1, 1], [3, 2])
     ],
+    row(
+        "MaxPool",
+        "SAME_UPPER, dynamic size",
+        x(B, 2, H, W),
+        kernel_shape=[3, 3],
+        strides=[2, 2],
+        auto_pad="SAME_UPPER",
+    ),
     row("GlobalMaxPool", "2-D", x(B, 3, 4, 5)),
     row("GlobalMaxPool", "1-D", x(B, 3, 4)),
     row("GlobalMaxPool", "3-D", x(B, 3, 2, 3, 2)),
@@ -113,6 +121,39 @@ CASES = [
     row("AveragePool", "1-D, ceil", x(B, 2, 8), kernel_shape=[3], strides=[2], ceil_mode=1),
     row("AveragePool", "3-D, ceil", x(B, 1, 3, 4, 2), kernel_shape=[2, 3, 1], strides=[2, 2, 1], ceil_mode=1),
     row("AveragePool", "dynamic size, no pads", x(B, 2, H, W), kernel_shape=[3, 2], strides=[2, 2]),
+    *[
+        row(
+            operator,
+            f"{auto_pad}, strides {strides}, {others or 'defaults'}",
+            x(B, 2, 7, 6),
+            kernel_shape=[3, 2],
+            strides=strides,
+            auto_pad=auto_pad,
+            **others,
+        )
+        for operator, others in (
+            ("AveragePool", {}),
+            ("AveragePool", {"count_include_pad": 1}),
+            ("LpPool", {}),
+        )
+        for auto_pad in ("SAME_UPPER", "SAME_LOWER", "VALID")
+        for strides in ([1, 1], [3, 2])
+    ],
+    refused(
+        "AveragePool",
+        "AveragePool that pads by a size that is only known at run time .*",
+        x(B, 2, H, W),
+        kernel_shape=[3, 3],
+        strides=[2, 2],
+        auto_pad="SAME_UPPER",
+    ),
+    *[
+        refused(operator, "with auto_pad, and dilations or strides with gaps", x(B, 2, 7, 6), **attributes)
+        for operator, attributes in (
+            ("AveragePool", {"kernel_shape": [2, 2], "dilations": [1, 2], "auto_pad": "SAME_UPPER"}),
+            ("LpPool", {"kernel_shape": [1, 1], "strides": [1, 3], "auto_pad": "SAME_LOWER"}),
+        )
+    ],
     *[case for p in (1, 2, 3) for case in over_windows("LpPool", f"p = {p}, ", p=p)],
     row("LpPool", "1-D", x(B, 2, 9), kernel_shape=[3], strides=[2]),
     row("LpPool", "3-D", x(B, 2, 4, 5, 4), kernel_shape=[2, 2, 2], strides=[2, 1, 2]),

@@ -11,7 +11,7 @@ import onnx_ir as ir
 
 from onnxplain_export.graph import operand, static_dims
 from onnxplain_export.rules.convolution import Window, spatial_size, transposed_conv
-from onnxplain_export.rules.registry import Op, constant_like, vjp
+from onnxplain_export.rules.registry import Op, UnsupportedCaseError, constant_like, vjp
 from onnxplain_export.rules.shapes import reshape_like, zeros_like
 
 
@@ -54,7 +54,7 @@ def max_unpool(op: Op, node: ir.Node, wrt: int, gradient: ir.Value) -> ir.Value:
 @vjp("AveragePool")
 def average_pool(op: Op, node: ir.Node, wrt: int, gradient: ir.Value) -> ir.Value:
     """Y = the mean of each window of n places: dx = the sum of g / n over the windows around a place."""
-    window = Window.of(node)
+    window = _window(node)
     if all(size == 1 for size in [*window.kernel, *window.strides]) and not any(window.pads):
         return gradient
     return _window_sum(op, node, op.Div(gradient, _counts(op, node, window)))
@@ -91,9 +91,21 @@ def _signed_power(op: Op, x: ir.Value, exponent: int) -> ir.Value:
     return op.Mul(op.Sign(x), op.Pow(op.Abs(x), float(exponent)))
 
 
+def _window(node: ir.Node) -> Window:
+    """Return a pooling's window, where engines agree on it."""
+    window = Window.of(node)
+    # onnxruntime 1.32 leaves the dilations out of such padding, and crops where the strides leave gaps.
+    if node.attributes.get_string("auto_pad", "NOTSET").startswith("SAME") and any(
+        dilation > 1 or stride > size + 1
+        for size, stride, dilation in zip(window.kernel, window.strides, window.dilations, strict=True)
+    ):
+        raise UnsupportedCaseError(f"a {node.op_type} with auto_pad, and dilations or strides with gaps")
+    return window
+
+
 def _window_sum(op: Op, node: ir.Node, gradient: ir.Value) -> ir.Value:
     """Return for each place of a pooling's input the sum of a gradient over the windows around it."""
-    x, window = operand(node, 0), Window.of(node)
+    x, window = operand(node, 0), _window(node)
     size = _windows(node, window)
     # One channel at a time: the window of ones is the same for all of them.
     if size is None:
