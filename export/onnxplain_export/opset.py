@@ -295,11 +295,19 @@ class _Emitter:
 
 def _types(model: ModelProto) -> Mapping[str, TypeProto]:
     """Return the types of all tensors that onnx's shape inference can tell."""
-    # What isn't inferred is refused where it is needed.
+    inferred = ModelProto()
+    inferred.CopyFrom(model)
+    for graph in _graphs(inferred.graph):
+        for node in graph.node:
+            # onnx infers nothing of it, and so nothing after it.
+            if node.op_type == "GroupNormalization":
+                node.op_type = "Identity"
+                del node.input[1:], node.attribute[:]
+    # What can't be inferred is refused where it is needed.
     with contextlib.suppress(Exception):
-        model = onnx.shape_inference.infer_shapes(model)
+        inferred = onnx.shape_inference.infer_shapes(inferred)
     types: dict[str, TypeProto] = {}
-    for graph in _graphs(model.graph):
+    for graph in _graphs(inferred.graph):
         for tensor in graph.initializer:
             types[tensor.name] = helper.make_tensor_type_proto(tensor.data_type, list(tensor.dims))
         for value in (*graph.input, *graph.value_info, *graph.output):
