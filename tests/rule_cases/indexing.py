@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from rule_cases.case import B, ints, refused, row, x
+from rule_cases.case import B, Fed, fed, ints, refused, row, x
 
 CASES = [
     row("Gather", "scalar index", x(B, 5, 3), np.array(2), axis=1),
@@ -34,4 +34,18 @@ CASES = [
     row("ScatterND", "put", x(4, 3), np.array([[1], [-1]]), x(2, 3)),
     row("ScatterND", "added, repeated", x(4, 3), np.array([[1, 0], [1, 0]]), x(2), reduction="add"),
     refused("ScatterND", "reduction max", x(4, 3), np.array([[1]]), x(1, 3), reduction="max"),
+    row("Gather", "one after another", x(B, 5, 2), ints(1, 2, 3), axis=1),
+    row("Gather", "all", x(B, 3, 2), ints(0, 1, 2), axis=1),
+    row("Gather", "another order", x(B, 4), ints(2, 0, -1, 1), axis=-1),
+    row("Gather", "more copies than a table holds", x(B, 3, 2), ints(0, 0, 0, 2, 0, 0, 0, 0), axis=1),
+    row("Gather", "along the batch", x(B, 3), ints(-1, 0, 0), axis=0),
+    row("Gather", "indices computed", x(B, 5, 2), fed(1, -1, 1), axis=1),
+    row("Gather", "an index computed", x(B, 5, 2), Fed(np.array(-2)), axis=1),
+    row("Gather", "indices of two axes computed", x(B, 3, 5), Fed(np.array([[0, 4], [-5, 0]])), axis=-1),
+    row("Compress", "an axis", x(B, 5, 2), np.array([True, False, True, True, False]), axis=1),
+    row("Compress", "a short condition", x(B, 5), np.array([False, True]), axis=-1),
+    row("Compress", "no axis", x(2, 3), np.array([False, True, True, False, True])),
+    row("Compress", "no axis, a dynamic size", x(B, 3), np.array([True, False, True])),
+    row("ReverseSequence", "time first by default", x(4, 2, 3), ints(3, 4)),
+    row("ReverseSequence", "batch first", x(2, 4), ints(1, 3), batch_axis=0, time_axis=1),
 ]

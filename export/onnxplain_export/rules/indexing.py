@@ -2,43 +2,72 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
+from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import onnx_ir as ir
 
-from onnxplain_export.graph import constant_ints, operand, rank, static_dim
+from onnxplain_export.graph import constant, constant_ints, operand, rank, static_dims
+from onnxplain_export.rules.placing import put_back
 from onnxplain_export.rules.registry import Op, UnsupportedCaseError, constant_like, vjp
-from onnxplain_export.rules.shapes import zeros_like
+from onnxplain_export.rules.shapes import reshape_like, zeros_like
+
+_SEQUENCE_AXES = ("batch_axis", "time_axis")
 
 
 @vjp("Gather")
 def gather(op: Op, node: ir.Node, wrt: int, gradient: ir.Value) -> ir.Value:
     """Y = x at the indices along an axis: dx = the sum of g over the places that an element was copied to."""
     x, indices = operand(node, 0), operand(node, 1)
-    axis = node.attributes.get_int("axis", 0) % rank(x)
+    axis = _axis(node, 0)
+    if rank(indices) == 0:
+        gradient = op.Unsqueeze(gradient, [axis + 1])
+    elif rank(indices) > 1:
+        before, after = op.Shape(gradient, start=0, end=axis + 1), op.Shape(x, start=axis + 1, end=rank(x))
+        gradient = op.Reshape(
+            gradient, op.Concat(before, op.Reshape(op.Size(indices), [1]), after, axis=0), allowzero=1
+        )
     known = constant_ints(indices)
-    if known is not None and len(known) == 1 and static_dim(x, axis) is not None:
-        return _at_one_place(op, gradient, x, axis, known[0])
-    before = op.Shape(gradient, start=0, end=axis + 1)
-    after = op.Shape(x, start=axis + 1, end=rank(x))
+    if known is not None:
+        return put_back(op, gradient, x, axis, np.array(known))
     # They may be int32, and sizes are int64.
-    flat = op.Cast(op.Reshape(indices, [-1]), to=ir.DataType.INT64)
+    places = op.Cast(op.Reshape(indices, [-1]), to=ir.DataType.INT64)
     # A negative index counts from the end.
     size = op.Shape(x, start=axis, end=axis + 1)
-    flat = op.Where(op.Less(flat, 0), op.Add(flat, size), flat)
-    updates = op.Reshape(gradient, op.Concat(before, op.Shape(flat), after, axis=0), allowzero=1)
-    places = op.Reshape(flat, [-1] + [1] * (rank(x) - axis - 1))
-    places = op.Expand(places, op.Shape(updates))
-    return op.ScatterElements(zeros_like(op, gradient, x), places, updates, axis=axis + 1, reduction="add")
+    places = op.Where(op.Less(places, 0), op.Add(places, size), places)
+    return put_back(op, gradient, x, axis, places)
 
 
-def _at_one_place(op: Op, gradient: ir.Value, x: ir.Value, axis: int, index: int) -> ir.Value:
-    """Return the gradient of a single place of an axis, with zeros around it: no index has to be read."""
-    size = static_dim(x, axis)
-    assert size is not None
-    before, after = op.Shape(gradient, start=0, end=axis + 1), op.Shape(x, start=axis + 1)
-    single = op.Reshape(gradient, op.Concat(before, [1], after, axis=0), allowzero=1)
-    return op.Pad(single, [index % size, size - 1 - index % size], None, [axis + 1])
+@vjp("Compress")
+def compress(op: Op, node: ir.Node, wrt: int, gradient: ir.Value) -> ir.Value:
+    """Y = x where a condition holds along an axis: dx = g there, zeros elsewhere."""
+    x, condition = operand(node, 0), operand(node, 1)
+    known = constant(condition)
+    if known is not None:
+        places: ir.Value | npt.NDArray[Any] = np.flatnonzero(known)
+    else:
+        places = op.Squeeze(op.NonZero(condition), [0])
+    if "axis" in node.attributes:
+        return put_back(op, gradient, x, _axis(node, 0), places)
+    # Without an axis, x is taken as a vector.
+    flat = op.Reshape(x, [-1])
+    flat.dtype = x.dtype
+    dims = [dim for dim in static_dims(x) if dim is not None]
+    flat.shape = ir.Shape([math.prod(dims) if len(dims) == rank(x) else None])
+    return reshape_like(op, put_back(op, gradient, flat, 0, places), x)
+
+
+@vjp("ReverseSequence")
+def reverse_sequence(op: Op, node: ir.Node, wrt: int, gradient: ir.Value) -> ir.Value:
+    """Y = x with the start of each sequence reversed: dx = g, reversed alike."""
+    axes = rank(operand(node, 0))
+    # The axes of batch and time must be the first two: the classes step back.
+    moved = _classes_last(op, gradient, axes)
+    attributes = {name: node.attributes.get_int(name, 1 - index) for index, name in enumerate(_SEQUENCE_AXES)}
+    return _classes_first(op, op.ReverseSequence(moved, operand(node, 1), **attributes), axes)
 
 
 def _for_each_class(op: Op, indices: ir.Value, gradient: ir.Value) -> ir.Value:
