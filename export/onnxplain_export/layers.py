@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from onnxplain.errors import LayerError
 from onnxplain_export.feature_map import FeatureMap, Layout
@@ -46,6 +47,11 @@ class LayerCandidate:
     """How the layer's own output holds the maps: as maps, channels last (NHWC), or as tokens (BNC)."""
     prefix: int = 0
     """How many class, distillation and register tokens are dropped."""
+
+    @property
+    def tokens(self) -> Mapping[str, Any] | None:
+        """How the maps are folded, as the manifest has it; None for maps that need no folding."""
+        return FeatureMap(self.channels, self.height, self.width, self.layout, self.prefix).tokens
 
 
 def candidates(calls: Sequence[ModuleCall], num_classes: int) -> list[LayerCandidate]:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 
 def printable(text: str) -> str:
@@ -38,3 +39,13 @@ def file_size(count: int) -> str:
     while size >= 1000 and len(units) > 1:
         size, units = size / 1000, units[1:]
     return f"{size:.{1 if size < 100 else 0}f} {units[0]}"
+
+
+def folding(tokens: Mapping[str, Any] | None) -> str:
+    """Return how a layer's tokens become maps, as a remark; nothing for feature maps."""
+    if tokens is None:
+        return ""
+    if tokens.get("layout") == "NHWC":
+        return ", from channels last"
+    prefix = tokens.get("prefix", 0)
+    return f", folded from tokens{f', the first {prefix} dropped' if prefix else ''}"

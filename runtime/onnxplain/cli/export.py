@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from onnxplain.cli._source import load, read_text, source_arguments
-from onnxplain.cli._text import facts, file_size, printable
+from onnxplain.cli._text import facts, file_size, folding, printable
 from onnxplain.cli.verify import verification_facts
 from onnxplain.errors import SourceError
 
@@ -18,9 +18,7 @@ if TYPE_CHECKING:
     from onnxplain_export import ExportReport
 
 
-@click.command(
-    "export", short_help="Make an explainer of a classifier: of PyTorch, or an .onnx file."
-)
+@click.command("export", short_help="Make an explainer of a classifier: of PyTorch, or an .onnx file.")
 @source_arguments
 @click.option(
     "-o",
@@ -51,10 +49,22 @@ if TYPE_CHECKING:
     help="What turns logits into probabilities: sigmoid for multi-label networks. "
     "[default: softmax, sigmoid for a single logit]",
 )
+@click.option(
+    "--input-gradient",
+    is_flag=True,
+    help="Add the output image_gradients: the gradients of the image itself.",
+)
+@click.option(
+    "--guided",
+    is_flag=True,
+    help="Add the output guided_image_gradients: those of guided backpropagation.",
+)
 def command(
     source: str,
     output: Path,
     layers: tuple[str, ...],
+    input_gradient: bool,
+    guided: bool,
     checkpoint: Path | None,
     labels_file: Path | None,
     activation: Activation | None,
@@ -85,6 +95,8 @@ def command(
         preprocessing=loaded.preprocessing,
         activation=activation,
         source_name=loaded.name,
+        input_gradient=input_gradient,
+        guided=guided,
         progress=_step,
     )
     click.echo(facts(_summary(report)))
@@ -102,7 +114,11 @@ def _summary(report: ExportReport) -> list[tuple[str, str]]:
         ("explainer", f"{report.path}, {file_size(report.size)}"),
         ("input", f"{spec.channels}x{spec.height}x{spec.width}"),
         *(
-            ("layer", f"{layer.name}{picked}, {layer.channels} maps of {layer.height}x{layer.width}")
+            (
+                "layer",
+                f"{layer.name}{picked}, {layer.channels} maps of {layer.height}x{layer.width}"
+                f"{folding(layer.tokens)}",
+            )
             for layer in report.manifest.layers
         ),
         ("nodes", f"{report.nodes}, of which {report.nodes_added} pick the classes and compute gradients"),

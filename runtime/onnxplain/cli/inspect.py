@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from onnxplain.cli._text import facts, file_size, table
+from onnxplain.cli._text import facts, file_size, folding, table
 
 if TYPE_CHECKING:
     from onnxplain import Layer, Manifest, Preprocessing
@@ -73,7 +73,8 @@ def _classes(labels: Sequence[str] | None) -> str:
 
 def _layer(layer: Layer) -> str:
     methods = "CAM and Grad-CAM" if layer.head == "gap_linear" else "Grad-CAM"
-    return f"{layer.name}, {layer.channels} maps of {layer.height}x{layer.width}; {methods}"
+    size = f"{layer.height}x{layer.width}"
+    return f"{layer.name}, {layer.channels} maps of {size}{folding(layer.tokens)}; {methods}"
 
 
 def _verification(verification: Mapping[str, Any]) -> str:

@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from onnxplain.cli._source import load, source_arguments
-from onnxplain.cli._text import table
+from onnxplain.cli._text import folding, table
 
 
 @click.command("layers", short_help="List the layers of a network that can be explained.")
@@ -26,7 +26,7 @@ def command(
         [
             layer.name,
             layer.kind,
-            f"{layer.channels} of {layer.height}x{layer.width}",
+            f"{layer.channels} of {layer.height}x{layer.width}{folding(layer.tokens)}",
             "picked automatically" if layer.automatic else "",
         ]
         for layer in list_layers(loaded.model, loaded.example_input)
