@@ -55,6 +55,15 @@ CASES = [
     row("MaxPool", "dilated", x(B, 2, 7, 7), kernel_shape=[2, 3], dilations=[3, 2]),
     row("MaxPool", "1-D", x(B, 2, 9), kernel_shape=[3], strides=[2]),
     row("MaxPool", "3-D", x(B, 2, 4, 4, 4), kernel_shape=[2, 2, 2], strides=[2, 1, 2]),
+    row("MaxPool", "with indices", x(B, 2, 4, 5), kernel_shape=[2, 2], outputs=(True, False)),
+    row(
+        "MaxPool",
+        "with indices, storage order 1",
+        x(B, 2, 4, 5),
+        kernel_shape=[2, 2],
+        storage_order=1,
+        outputs=(True, False),
+    ),
     row("MaxPool", "storage order 1", x(B, 2, 4, 5), kernel_shape=[2, 2], storage_order=1),
     row("MaxPool", "dynamic size", x(B, 2, H, W), kernel_shape=[3, 3], strides=[2, 2], pads=[1, 1, 1, 1]),
     *[

@@ -19,11 +19,14 @@ from onnxplain_export.rules.shapes import reshape_like, zeros_like
 def max_pool(op: Op, node: ir.Node, wrt: int, gradient: ir.Value) -> ir.Value:
     """Y = the maximum of each window: dx = the sum of g over the windows whose maximum stood there."""
     x = operand(node, 0)
-    # The forward node stays as it is: asked for its indices, it would run slower in every prediction. The
-    # order in which it would number the places is of no matter to the maxima.
-    attributes = {name: attribute.value for name, attribute in node.attributes.items()}
-    attributes.pop("storage_order", None)
-    _, indices = cast("Sequence[ir.Value]", op.MaxPool(x, _outputs=2, **attributes))
+    if len(node.outputs) > 1 and node.outputs[1].name and not node.attributes.get_int("storage_order", 0):
+        indices = node.outputs[1]
+    else:
+        # The forward node stays as it is: asked for its indices, it would run slower in every prediction. The
+        # order in which it would number the places is of no matter to the maxima.
+        attributes = {name: attribute.value for name, attribute in node.attributes.items()}
+        attributes.pop("storage_order", None)
+        _, indices = cast("Sequence[ir.Value]", op.MaxPool(x, _outputs=2, **attributes))
     flat = op.Flatten(gradient, axis=1)
     places = op.Expand(op.Reshape(indices, [1, -1]), op.Shape(flat))
     zeros = op.Flatten(zeros_like(op, gradient, x), axis=1)
