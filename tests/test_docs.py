@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import runpy
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -147,3 +148,8 @@ def test_the_command_line_has_the_readmes_commands() -> None:
 
     documented = set(re.findall(r"^\| `onnxplain (\w+)", README, flags=re.MULTILINE))
     assert documented == set(main.commands)
+
+
+def test_the_table_of_operators_is_that_of_the_rules():
+    program = runpy.run_path(str(ROOT / "docs" / "make_operators.py"))
+    assert (ROOT / "docs" / "operators.md").read_text(encoding="utf-8") == program["page"]()
