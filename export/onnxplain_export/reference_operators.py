@@ -25,7 +25,51 @@ class GatherElements(OpRun):
     op_domain = ""
 
     def _run(self, data: Array, indices: Array, axis: int = 0) -> tuple[Any, ...]:
-        return (np.take_along_axis(data, indices, axis=axis),)
+        return (data[_element_places(indices, axis)],)
+
+
+class ScatterElements(OpRun):
+    """The evaluator's own is slow."""
+
+    op_domain = ""
+
+    def _run(
+        self, data: Array, indices: Array, updates: Array, axis: int = 0, reduction: str | None = None
+    ) -> tuple[Any, ...]:
+        return (_scattered(data, _element_places(indices, axis), updates, reduction),)
+
+
+class ScatterND(OpRun):
+    """The evaluator's own is slow."""
+
+    op_domain = ""
+
+    def _run(
+        self, data: Array, indices: Array, updates: Array, reduction: str | None = None
+    ) -> tuple[Any, ...]:
+        return (_scattered(data, tuple(np.moveaxis(indices, -1, 0)), updates, reduction),)
+
+
+def _element_places(indices: Array, axis: int) -> tuple[Any, ...]:
+    """Return index arrays for each element of `indices`: it stands at its own place but along one axis."""
+    places: list[Any] = list(np.indices(indices.shape, sparse=True))
+    places[axis] = indices
+    return tuple(places)
+
+
+def _scattered(data: Array, places: tuple[Any, ...], updates: Array, reduction: str | None) -> Array:
+    result = data.copy()
+    if reduction in (None, "none"):
+        result[places] = updates
+    else:
+        functions: dict[str, Any] = {
+            "add": np.add,
+            "mul": np.multiply,
+            "max": np.maximum,
+            "min": np.minimum,
+        }
+        functions[reduction].at(result, places, updates)
+    return result
 
 
 class Erf(OpRun):
@@ -338,5 +382,7 @@ OPERATORS = [
     MaxPool,
     MaxUnpool,
     MeanVarianceNormalization,
+    ScatterElements,
+    ScatterND,
     Pad,
 ]

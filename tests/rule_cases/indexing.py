@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from rule_cases.case import B, Fed, fed, ints, refused, row, x
+from rule_cases.case import B, Fed, fed, ints, row, x
 
 CASES = [
     row("Gather", "scalar index", x(B, 5, 3), np.array(2), axis=1),
@@ -16,24 +16,22 @@ CASES = [
     row("Gather", "a single index", x(B, 5, 2, 2), ints(0), axis=1),
     row("GatherElements", "repeated and negative", x(2, 4), np.array([[0, 0, -1], [3, 1, 1]]), axis=1),
     row("GatherElements", "axis 0 by default", x(3, 2), np.array([[2, 2], [0, 2]])),
+    row("GatherElements", "fewer rows than x", x(3, 4), np.array([[0, 2, 2]]), axis=-1),
+    row("GatherElements", "indices computed", x(2, 4), Fed(np.array([[0, 0, -1], [3, 1, 1]])), axis=1),
     row("TopK", "largest", x(B, 7), ints(3), outputs=(True, False)),
     row("TopK", "smallest, axis 1", x(B, 5, 2), ints(2), axis=1, largest=0, outputs=(True, False)),
-    row("ScatterElements", "put", x(2, 4), np.array([[0, -1], [2, 1]]), x(2, 2), axis=1),
-    row(
-        "ScatterElements",
-        "added, repeated",
-        x(3, 2),
-        np.array([[0, 2], [0, 2]]),
-        x(2, 2),
-        reduction="add",
-    ),
-    refused("ScatterElements", "reduction mul", x(3, 2), np.array([[0, 2]]), x(1, 2), reduction="mul"),
     row("GatherND", "slices", x(3, 4, 2), np.array([[0, 1], [2, -1], [0, 1]])),
+    row(
+        "GatherND",
+        "two batch axes",
+        x(2, 3, 4, 2),
+        np.array([[[1], [0], [3]], [[2], [2], [0]]]),
+        batch_dims=2,
+    ),
+    row("GatherND", "an axis before a dynamic one", x(3, B, 2), np.array([[0], [2], [0]])),
+    row("GatherND", "indices computed", x(3, 4, 2), Fed(np.array([[0, 1], [2, -1], [0, 1]]))),
     row("GatherND", "elements", x(3, 4), np.array([[[0, 1]], [[2, 3]]])),
     row("GatherND", "within a batch", x(2, 3, 4), np.array([[1, 0], [2, 2]])[..., None], batch_dims=1),
-    row("ScatterND", "put", x(4, 3), np.array([[1], [-1]]), x(2, 3)),
-    row("ScatterND", "added, repeated", x(4, 3), np.array([[1, 0], [1, 0]]), x(2), reduction="add"),
-    refused("ScatterND", "reduction max", x(4, 3), np.array([[1]]), x(1, 3), reduction="max"),
     row("Gather", "one after another", x(B, 5, 2), ints(1, 2, 3), axis=1),
     row("Gather", "all", x(B, 3, 2), ints(0, 1, 2), axis=1),
     row("Gather", "another order", x(B, 4), ints(2, 0, -1, 1), axis=-1),

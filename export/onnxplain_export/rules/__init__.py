@@ -11,6 +11,7 @@ from onnxplain_export.rules import (  # noqa: F401  (importing a family register
     normalization,
     pooling,
     reductions,
+    scattering,
     shapes,
 )
 from onnxplain_export.rules.registry import NO_GRADIENT, RULES, SELECTION_RULES, Entry

@@ -12,7 +12,7 @@ import onnx_ir as ir
 
 from onnxplain_export.graph import constant, constant_ints, operand, rank, static_dims
 from onnxplain_export.rules.placing import put_back
-from onnxplain_export.rules.registry import Op, UnsupportedCaseError, constant_like, vjp
+from onnxplain_export.rules.registry import Op, vjp
 from onnxplain_export.rules.shapes import reshape_like, zeros_like
 
 _SEQUENCE_AXES = ("batch_axis", "time_axis")
@@ -54,7 +54,7 @@ def compress(op: Op, node: ir.Node, wrt: int, gradient: ir.Value) -> ir.Value:
         return put_back(op, gradient, x, _axis(node, 0), places)
     # Without an axis, x is taken as a vector.
     flat = op.Reshape(x, [-1])
-    flat.dtype = x.dtype
+    flat.type = x.type
     dims = [dim for dim in static_dims(x) if dim is not None]
     flat.shape = ir.Shape([math.prod(dims) if len(dims) == rank(x) else None])
     return reshape_like(op, put_back(op, gradient, flat, 0, places), x)
@@ -65,12 +65,12 @@ def reverse_sequence(op: Op, node: ir.Node, wrt: int, gradient: ir.Value) -> ir.
     """Y = x with the start of each sequence reversed: dx = g, reversed alike."""
     axes = rank(operand(node, 0))
     # The axes of batch and time must be the first two: the classes step back.
-    moved = _classes_last(op, gradient, axes)
+    moved = classes_last(op, gradient, axes)
     attributes = {name: node.attributes.get_int(name, 1 - index) for index, name in enumerate(_SEQUENCE_AXES)}
-    return _classes_first(op, op.ReverseSequence(moved, operand(node, 1), **attributes), axes)
+    return classes_first(op, op.ReverseSequence(moved, operand(node, 1), **attributes), axes)
 
 
-def _for_each_class(op: Op, indices: ir.Value, gradient: ir.Value) -> ir.Value:
+def for_each_class(op: Op, indices: ir.Value, gradient: ir.Value) -> ir.Value:
     """Repeat indices for each class, as the operators that work element by element need them."""
     return op.Expand(indices, op.Concat(op.Shape(gradient, start=0, end=1), op.Shape(indices), axis=0))
 
@@ -83,7 +83,7 @@ def _axis(node: ir.Node, default: int) -> int:
 def gather_elements(op: Op, node: ir.Node, wrt: int, gradient: ir.Value) -> ir.Value:
     """Y = x at an index for each element of y: dx = the sum of g over the copies of an element."""
     x = operand(node, 0)
-    places = _for_each_class(op, operand(node, 1), gradient)
+    places = for_each_class(op, operand(node, 1), gradient)
     zeros = zeros_like(op, gradient, x)
     return op.ScatterElements(zeros, places, gradient, axis=_axis(node, 0) + 1, reduction="add")
 
@@ -93,23 +93,9 @@ def top_k(op: Op, node: ir.Node, wrt: int, gradients: Sequence[ir.Value | None])
     """Y = the largest elements along an axis: dx = g where they stood."""
     gradient = gradients[0]
     assert gradient is not None
-    places = _for_each_class(op, node.outputs[1], gradient)
+    places = for_each_class(op, node.outputs[1], gradient)
     zeros = zeros_like(op, gradient, operand(node, 0))
     return op.ScatterElements(zeros, places, gradient, axis=_axis(node, -1) + 1)
-
-
-@vjp("ScatterElements")
-def scatter_elements(op: Op, node: ir.Node, wrt: int, gradient: ir.Value) -> ir.Value:
-    """Y = x with updates u put or added at indices: dx = g, zero where u was put; du = g at the indices."""
-    is_put = _is_put(node)
-    places = _for_each_class(op, operand(node, 1), gradient)
-    axis = _axis(node, 0) + 1
-    if wrt == 2:
-        return op.GatherElements(gradient, places, axis=axis)
-    if not is_put:
-        return gradient
-    zeros = op.Expand(constant_like(op, 0.0, operand(node, 0)), op.Shape(places))
-    return op.ScatterElements(gradient, places, zeros, axis=axis)
 
 
 @vjp("GatherND")
@@ -119,39 +105,16 @@ def gather_nd(op: Op, node: ir.Node, wrt: int, gradient: ir.Value) -> ir.Value:
     rows = _whole_rows(op, node)
     zeros = zeros_like(op, gradient, x)
     # An index counts from the first axis on, so the classes step back.
-    return _classes_first(
+    return classes_first(
         op,
         op.ScatterND(
-            _classes_last(op, zeros, rank(x)),
+            classes_last(op, zeros, rank(x)),
             rows,
-            _classes_last(op, gradient, rank(node.outputs[0])),
+            classes_last(op, gradient, rank(node.outputs[0])),
             reduction="add",
         ),
         rank(x),
     )
-
-
-@vjp("ScatterND")
-def scatter_nd(op: Op, node: ir.Node, wrt: int, gradient: ir.Value) -> ir.Value:
-    """Y = x with slices u put or added at rows of indices: dx = g, zero where u was put; du = g there."""
-    x, rows, updates = operand(node, 0), operand(node, 1), operand(node, 2)
-    is_put = _is_put(node)
-    moved = _classes_last(op, gradient, rank(x))
-    if wrt == 2:
-        return _classes_first(op, op.GatherND(moved, rows), rank(updates))
-    if not is_put:
-        return gradient
-    shape = op.Concat(op.Shape(updates), op.Shape(gradient, start=0, end=1), axis=0)
-    zeros = op.Expand(constant_like(op, 0.0, x), shape)
-    return _classes_first(op, op.ScatterND(moved, rows, zeros), rank(x))
-
-
-def _is_put(node: ir.Node) -> bool:
-    """Say whether updates replace what was there; otherwise they are added to it."""
-    reduction = node.attributes.get_string("reduction", "none")
-    if reduction not in ("none", "add"):
-        raise UnsupportedCaseError(f"a {node.op_type} of reduction {reduction}")
-    return reduction == "none"
 
 
 def _whole_rows(op: Op, node: ir.Node) -> ir.Value:
@@ -170,9 +133,11 @@ def _whole_rows(op: Op, node: ir.Node) -> ir.Value:
     return op.Concat(*columns, indices, axis=-1)
 
 
-def _classes_last(op: Op, gradient: ir.Value, axes: int) -> ir.Value:
+def classes_last(op: Op, gradient: ir.Value, axes: int) -> ir.Value:
+    """Move the classes behind the axes of a gradient, so that indices count from the first of these."""
     return op.Transpose(gradient, perm=[*range(1, axes + 1), 0])
 
 
-def _classes_first(op: Op, value: ir.Value, axes: int) -> ir.Value:
+def classes_first(op: Op, value: ir.Value, axes: int) -> ir.Value:
+    """Move the classes back to where a gradient has them."""
     return op.Transpose(value, perm=[axes, *range(axes)])
