@@ -389,6 +389,65 @@ def test_quantizer_with_an_output_type():
     check(model_of(text, 21, SCALAR))
 
 
+# --- What onnxruntime's optimizer fuses ---
+
+CONV = "float[N, 4, 6, 6] x, float[4, 2, 3, 3] w, float[4] b"
+WINDOW = "group = 2, kernel_shape = [3, 3], pads = [1, 1, 1, 1]"
+SQUARE = "float[N, 3, 4, 4] x, float[N, 3, 4, 4] w"
+
+FUSED = [
+    (IMAGE, "Gelu (x)"),
+    (IMAGE, "FastGelu (x)"),
+    ("float[N, 6] x, float[6] b", "FastGelu (x, b)"),
+    ("float[N, 6] x, float[6] b", "BiasGelu (x, b)"),
+    (IMAGE, "QuickGelu (x)"),
+    (IMAGE, "QuickGelu <alpha = 1.0> (x)"),
+    *(
+        (CONV, f'FusedConv <{WINDOW}, activation = "{name}"> (x, w, b)')
+        for name in ("Relu", "Tanh", "Sigmoid")
+    ),
+    (CONV, f'FusedConv <{WINDOW}, activation = "LeakyRelu", activation_params = [0.3]> (x, w, b)'),
+    (CONV, f'FusedConv <{WINDOW}, activation = "Clip", activation_params = [-0.5, 0.25]> (x, w)'),
+    (CONV, f'FusedConv <{WINDOW}, activation = "HardSigmoid", activation_params = [0.3, 0.4]> (x, w)'),
+    (CONV + ", float[N, 4, 6, 6] z", f'FusedConv <{WINDOW}, activation = "Relu"> (x, w, b, z)'),
+    (
+        "float[N, 6] x, float[6, 6] w, float[6] b",
+        'FusedGemm <transB = 1, alpha = 0.5, activation = "LeakyRelu", activation_alpha = 0.2> (x, w, b)',
+    ),
+    (SQUARE, "FusedMatMul (x, w)"),
+    (SQUARE, "FusedMatMul <transA = 1, alpha = 0.25> (x, w)"),
+    (SQUARE, "FusedMatMul <transB = 1> (x, w)"),
+    ("float[N, 5, 6] x, float[N, 5, 6] r, float[6] s, float[6] b", "SkipLayerNormalization (x, r, s, b)"),
+    (
+        "float[N, 5, 6] x, float[N, 5, 6] r, float[6] s, float[6] b, float[6] c",
+        "SkipLayerNormalization <epsilon = 0.1> (x, r, s, b, c)",
+    ),
+]
+
+
+@pytest.mark.parametrize("opset", [13, 17, 21])
+@pytest.mark.parametrize(("inputs", "node"), FUSED)
+def test_fused(inputs: str, node: str, opset: int):
+    text = f"g ({inputs}) => (float y) {{ y = com.microsoft.{node} }}"
+    converted = check(model_of(text, opset, None, **{"com.microsoft": 1}))
+    assert [entry.domain for entry in converted.opset_import] == [""]
+
+
+def test_fused_sum():
+    text = """g (float[N, 5, 6] x, float[N, 5, 6] r, float[6] s) => (float y, float total) {
+        y, , , total = com.microsoft.SkipLayerNormalization (x, r, s)
+    }"""
+    check(model_of(text, 17, None, **{"com.microsoft": 1}))
+
+
+def test_early_layer_normalization():
+    """An optimised file has it before opset 17, where the standard got it."""
+    text = "g (float[N, 5, 6] x, float[6] s) => (float y) { y = LayerNormalization <epsilon = 0.1> (x, s) }"
+    model = model_of(text, 17)
+    model.opset_import[0].version = 12
+    assert ops(check(model)) == ["LayerNormalization"]
+
+
 # --- What can't be done ---
 
 REFUSED = [
@@ -449,6 +508,12 @@ def test_operator_is_unknown():
         model.graph.node[0].op_type = "Foo"
         with pytest.raises(SourceError, match=f"Foo \\(node 'node_0'\\) in opset {opset}"):
             to_design_opset(model)
+
+
+def test_domain_is_unknown():
+    text = "g (float[2] x) => (float y) { y = my.Foo (x) }"
+    with pytest.raises(SourceError, match=r"my::Foo \(node 'node_0'\) is no operator of ONNX"):
+        to_design_opset(model_of(text, 17, my=1))
 
 
 def test_design_opset_is_left_alone():

@@ -1,0 +1,266 @@
+"""What came after the design's opset: adapters that lower a node to it in one step."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import onnx
+from onnx import AttributeProto, NodeProto, TensorProto, helper, inliner
+
+from onnxplain_export.onnx_file import first_line
+from onnxplain_export.opset_nodes import EARLY, OPSET, Adapter, Emitter
+
+# The tensor types of opset 20 end here; later ones are those of two and four bits.
+LAST_TYPE = TensorProto.FLOAT8E5M2FNUZ
+_HALVES = frozenset({TensorProto.FLOAT16, TensorProto.BFLOAT16})
+
+_LOWER: dict[str, Adapter] = {}
+
+
+def _lowers(op_type: str) -> Callable[[Adapter], Adapter]:
+    def register(adapter: Adapter) -> Adapter:
+        _LOWER[op_type] = adapter
+        return adapter
+
+    return register
+
+
+def lower_node(op: Emitter) -> None:
+    """Replace a node whose form is newer; one that only takes more types is the same node."""
+    if op.node.domain or op.node.op_type in EARLY or _schema(op).since_version <= OPSET:
+        op.keep()
+    elif op.node.op_type in _LOWER:
+        _LOWER[op.node.op_type](op)
+    else:
+        _relabel(op)
+
+
+def _schema(op: Emitter) -> onnx.defs.OpSchema:
+    return onnx.defs.get_schema(op.node.op_type, op.rewriting.version, "")
+
+
+def _relabel(op: Emitter) -> None:
+    """Keep a node as it is, less those new attributes that only say what was always so."""
+    try:
+        old = onnx.defs.get_schema(op.node.op_type, OPSET, "")
+    except onnx.defs.SchemaError:
+        _expand(op)
+        return
+    for name, value in op.attributes.items():
+        if name not in old.attributes:
+            default = _default(_schema(op), name)
+            if value != default:
+                raise op.refused(f"its {name}={_shown(value)}")
+            op.take(name)
+    # An attribute that is left out means what it meant in the model's own opset.
+    for name in _schema(op).attributes:
+        if name in old.attributes and name not in op.attributes:
+            default = _default(_schema(op), name)
+            if default is not None and default != _default(old, name):
+                op.set(name, default)
+    if len(op.node.input) > old.max_input or len(op.node.output) > old.max_output:
+        raise op.refused("it has more inputs or outputs than there")
+    op.keep()
+
+
+def _default(schema: onnx.defs.OpSchema, name: str) -> Any:
+    value = schema.attributes[name].default_value
+    return helper.get_attribute_value(value) if value.type != AttributeProto.UNDEFINED else None
+
+
+def _shown(value: Any) -> str:
+    return value.decode(errors="replace") if isinstance(value, bytes) else str(value)
+
+
+def _expand(op: Emitter) -> None:
+    """Replace a node by the body that the standard gives its operator."""
+    node, version = NodeProto(), op.rewriting.version
+    node.CopyFrom(op.node)
+    schema = _schema(op)
+    given = {name for name in (*node.input, *node.output) if name}
+    # The body leaves the place of an attribute empty that has a default but isn't given.
+    for name in schema.attributes:
+        default = _default(schema, name)
+        if name not in op.attributes and default is not None:
+            node.attribute.append(helper.make_attribute(name, default))
+    inputs = [
+        onnx.ValueInfoProto(name=name, type=op.rewriting.types[name])
+        for name in dict.fromkeys(node.input)
+        if name in op.rewriting.types
+    ]
+    outputs = [onnx.ValueInfoProto(name=name) for name in node.output if name]
+    model = helper.make_model(
+        helper.make_graph([node], "body", inputs, outputs), opset_imports=[helper.make_opsetid("", version)]
+    )
+    try:
+        inlined = inliner.inline_selected_functions(model, [("", node.op_type)], inline_schema_functions=True)
+    except Exception as error:
+        raise op.refused(first_line(error)) from error
+    body = inlined.graph.node
+    if any(inner.op_type == node.op_type for inner in body):
+        raise op.refused("the operator is newer, and the standard gives no body for it")
+    names: dict[str, str] = {name: name for name in given} | {"": ""}
+    for inner in body:
+        renamed = Emitter(inner, op.rewriting)
+        for values in (inner.input, inner.output):
+            for index, name in enumerate(values):
+                values[index] = names.setdefault(name, name if name in given else op.fresh(name))
+        inner.name = op.fresh(inner.op_type)
+        inner.metadata_props.extend(op.node.metadata_props)
+        lower_node(renamed)
+        op.nodes += renamed.nodes
+
+
+@_lowers("GroupNormalization")
+def _group_normalization(op: Emitter) -> None:
+    """Scale and shift each channel: the older form has a scale and bias for each group."""
+    data, scale, bias = op.node.input
+    groups = op.attributes["num_groups"]
+    (shape,) = op("Shape", data)
+    (grouped,) = op("Reshape", data, op.constant([0, groups, -1]))
+    (normal,) = op(
+        "InstanceNormalization",
+        grouped,
+        op.constant_like([1.0] * groups, data),
+        op.constant_like([0.0] * groups, data),
+        epsilon=op.attributes.get("epsilon", 1e-5),
+    )
+    (whole,) = op("Reshape", normal, shape)
+    rank = op.known_rank(data)
+    # From [channels] to [channels, 1, ...], as it is broadcast.
+    axes = op.constant(range(1, rank - 1))
+    (scaled,) = op("Mul", whole, *op("Unsqueeze", scale, axes))
+    op("Add", scaled, *op("Unsqueeze", bias, axes), outputs=op.node.output)
+
+
+@_lowers("QuantizeLinear")
+def _quantize_linear(op: Emitter) -> None:
+    kind = op.take("output_dtype", 0)
+    if kind > LAST_TYPE:
+        raise op.refused(f"its output is of type {TensorProto.DataType.Name(kind)}")
+    if kind and not op.input(2):
+        if op.rank(op.input(1)) != 0:
+            raise op.refused("it has an output_dtype and no zero point; give it one")
+        op.set_input(2, op.constant(0, helper.tensor_dtype_to_np_dtype(kind)))
+    op.attributes.pop("output_dtype", None)
+    _quantized(op)
+
+
+@_lowers("DequantizeLinear")
+def _dequantize_linear(op: Emitter) -> None:
+    kind = op.take("output_dtype", 0)
+    if kind and kind != op.element_type(op.input(1)):
+        raise op.refused("its output is of another type than its scale")
+    op.attributes.pop("output_dtype", None)
+    _quantized(op)
+
+
+def _quantized(op: Emitter) -> None:
+    if op.attributes.get("block_size"):
+        raise op.refused("it quantises by blocks; quantise by tensor or channel")
+    _relabel(op)
+
+
+@_lowers("Cast")
+@_lowers("CastLike")
+def _cast(op: Emitter) -> None:
+    # Only a cast to FLOAT8E8M0, which opset 20 lacks, reads it.
+    op.take("round_mode")
+    op.attributes.pop("round_mode", None)
+    _relabel(op)
+
+
+@_lowers("Range")
+def _range(op: Emitter) -> None:
+    # Only ranges of 16 bits read it.
+    op.take("stash_type")
+    op.attributes.pop("stash_type", None)
+    _relabel(op)
+
+
+@_lowers("Swish")
+def _swish(op: Emitter) -> None:
+    op.swish(op.input(0), op.attributes.get("alpha", 1.0), op.node.output)
+
+
+@_lowers("SwiGLU")
+def _swi_glu(op: Emitter) -> None:
+    gate, data = op.node.input
+    (swish,) = op.swish(gate, op.attributes.get("alpha", 1.0))
+    op("Mul", swish, data, outputs=op.node.output)
+
+
+@_lowers("RMSNormalization")
+def _rms_normalization(op: Emitter) -> None:
+    data, scale = op.node.input
+    kind, axis = op.element_type(data), op.attributes.get("axis", -1)
+    if axis >= 0:
+        rank = op.known_rank(data)
+        axis -= rank
+    cast = kind in _HALVES and op.attributes.get("stash_type", 1) == TensorProto.FLOAT
+    wide = op("Cast", data, to=TensorProto.FLOAT)[0] if cast else data
+    epsilon = op.attributes.get("epsilon", 1e-5)
+    small = op.constant(epsilon, np.float32) if cast else op.constant_like(epsilon, data)
+    (square,) = op("Mul", wide, wide)
+    (mean,) = op("ReduceMean", square, op.constant(range(axis, 0)), keepdims=1)
+    (rms,) = op("Sqrt", *op("Add", mean, small))
+    (normal,) = op("Div", wide, rms)
+    if cast:
+        (normal,) = op("Cast", normal, to=kind)
+    op("Mul", normal, scale, outputs=op.node.output)
+
+
+@_lowers("Attention")
+def _attention(op: Emitter) -> None:
+    """Write what exporters use in a dozen nodes at most; all else gets the standard's body, of sixty."""
+    query, key, value, mask = (op.input(index) for index in range(4))
+    attributes, rank = op.attributes, op.rank(query)
+    heads, others = (int(attributes.get(name, 0)) for name in ("q_num_heads", "kv_num_heads"))
+    width = _size(op, query, -1)
+    plain = (
+        rank in (3, 4)
+        and width is not None
+        and (heads == others if rank == 3 else _size(op, query, 1) == _size(op, key, 1) is not None)
+        and not any(op.node.input[4:])
+        and not any(op.node.output[1:])
+        and (not mask or op.element_type(mask) == op.element_type(query))
+        and op.element_type(query) not in _HALVES
+        and not (attributes.get("is_causal") or attributes.get("softcap"))
+        and attributes.get("softmax_precision", TensorProto.FLOAT) == TensorProto.FLOAT
+        and attributes.get("left_window_size", -1) == attributes.get("right_window_size", -1) == -1
+    )
+    if not plain:
+        _expand(op)
+        return
+    assert width is not None
+    if rank == 3:
+        split = op.constant([0, 0, heads, -1])
+        query, key, value = (
+            op("Transpose", *op("Reshape", tensor, split), perm=perm)[0]
+            for tensor, perm in ((query, [0, 2, 1, 3]), (key, [0, 2, 3, 1]), (value, [0, 2, 1, 3]))
+        )
+        width //= heads
+    else:
+        (key,) = op("Transpose", key, perm=[0, 1, 3, 2])
+    scale = attributes.get("scale") or 1 / math.sqrt(width)
+    (scaled,) = op("Mul", query, op.constant_like(scale, op.input(0)))
+    (scores,) = op("MatMul", scaled, key)
+    if mask:
+        (scores,) = op("Add", scores, mask)
+    (weights,) = op("Softmax", scores, axis=-1)
+    if rank == 4:
+        op("MatMul", weights, value, outputs=op.node.output[:1])
+        return
+    (result,) = op("Transpose", *op("MatMul", weights, value), perm=[0, 2, 1, 3])
+    op("Reshape", result, op.constant([0, 0, -1]), outputs=op.node.output[:1])
+
+
+def _size(op: Emitter, name: str, axis: int) -> int | None:
+    """Return the size of a tensor along an axis, None where it isn't fixed."""
+    if not op.rank(name):
+        return None
+    dim = op.rewriting.types[name].tensor_type.shape.dim[axis]
+    return int(dim.dim_value) if dim.HasField("dim_value") else None
