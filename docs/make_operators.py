@@ -15,8 +15,8 @@ PAGE = Path(__file__).with_name("operators.md")
 TEXT = """\
 # Operators
 
-The operators that can stand between a layer and the logits, and the gradient that their rules emit: g is that of
-the output, d of an input. Models of other opsets are brought to opset 20 first. The table is written by
+The operators that can stand between a layer and the logits, and the gradient that their rules emit: g is that
+of the output, d of an input. Models of other opsets are brought to opset 20 first. The table is written by
 `python docs/make_operators.py` from the rules in `export/onnxplain_export/rules/`.
 
 | operator | gradient | file |
