@@ -1,7 +1,7 @@
 """Export one network from random weights, and measure the file against PyTorch; one process, one network.
 
-`python benchmarks/coverage_network.py NAME RECORD [--stem]` writes what was found to the file RECORD, as JSON.
-`coverage.py` runs it for a whole list.
+`python benchmarks/coverage_network.py NAME RECORD [--stem]` writes what was found to the file RECORD, as one
+object of JSON. `coverage.py` runs it for a whole list.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import sys
 import tempfile
 import time
 import warnings
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -70,11 +71,11 @@ def main() -> None:
 def reason(error: Exception) -> str:
     """Return the first line of an error, with its type where it isn't one of ours."""
     kind = type(error)
-    is_ours = kind.__module__.startswith("onnxplain") or kind is Mismatch
+    is_ours = kind.__module__.startswith("onnxplain") or kind is MismatchError
     return one_line(error) if is_ours else f"{kind.__name__}: {one_line(error)}"
 
 
-class Mismatch(Exception):
+class MismatchError(Exception):
     """The file's outputs aren't PyTorch's."""
 
 
@@ -168,14 +169,14 @@ def first_layer(model: nn.Module, example: torch.Tensor) -> str:
     return (first or found)[0].name
 
 
-def path_operators(path: Path, layer: Layer) -> list[str]:
-    """Return the operators between a layer and the logits, in the order of the graph."""
+def path_operators(path: Path, layer: Layer) -> dict[str, int]:
+    """Count the operators between a layer and the logits, by type in the order of the graph."""
     graph = ir.load(path).graph
     outputs = {value.name: value for value in graph.outputs}
     folded = skip_identities(outputs[layer.activations])
     tap = skip_identities(FeatureMap.of_layer(layer).unfolded(folded))
     on_path = downstream(graph, [tap], floats_only=True) & upstream([outputs["logits"]]) - {tap}
-    return [node.op_type for node in graph if not on_path.isdisjoint(node.outputs)]
+    return Counter(node.op_type for node in graph if not on_path.isdisjoint(node.outputs))
 
 
 def compare(model: nn.Module, report: ExportReport, size: Size, record: Record) -> None:
@@ -183,7 +184,7 @@ def compare(model: nn.Module, report: ExportReport, size: Size, record: Record) 
 
     Raises
     ------
-    Mismatch
+    MismatchError
         They differ, or there is nothing to compare.
     """
     (layer,) = report.manifest.layers
@@ -197,16 +198,16 @@ def compare(model: nn.Module, report: ExportReport, size: Size, record: Record) 
     logits, gradients, explained = session.run(names, {"image": image.numpy(), "class_index": asked.numpy()})
     asked[:, 0] = torch.from_numpy(logits).argmax(dim=1)
     if not np.array_equal(explained, asked):
-        raise Mismatch("the file explains other classes than it is asked for")
+        raise MismatchError("the file explains other classes than it is asked for")
     expected_logits, by_layer = autograd(model, [layer.name], image, asked)
     expected = folded(by_layer[layer.name].numpy(), layer)
     record["logits"] = relative_error(logits, expected_logits.numpy())
     record["gradients"] = relative_error(gradients, expected)
     if not np.abs(expected[:, 0]).max(axis=(1, 2, 3)).all():
-        raise Mismatch("PyTorch's gradients of the predicted class are zero")
+        raise MismatchError("PyTorch's gradients of the predicted class are zero")
     for what in ("logits", "gradients"):
         if not record[what] <= TOLERANCE:
-            raise Mismatch(f"the {what} differ from PyTorch's by {record[what]:.1e}")
+            raise MismatchError(f"the {what} differ from PyTorch's by {record[what]:.1e}")
 
 
 def folded(gradients: Array, layer: Layer) -> Array:

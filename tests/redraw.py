@@ -17,8 +17,8 @@ def redraw(model: nn.Module, example: torch.Tensor, seed: int) -> nn.Module:
     """Redraw every parameter and batch-norm statistic of a model, in place; return it in evaluation mode.
 
     Freshly initialised networks hide errors: heads of zeros, layer scales of 1e-6, last batch-norm scales of
-    zero, tokens and position biases too small to matter. Here weights keep the size of their input, scales lie
-    about 1, offsets about 0, and tokens and embeddings are about as large as what they are added to.
+    zero, tokens and position biases too small to matter. Here weights keep the size of their input, scales
+    lie about 1, offsets about 0, and tokens and embeddings are nearly as large as what they are added to.
     Batch-norm statistics are those of noise of the example's size, and then up to a tenth beside them: with
     statistics that have nothing to do with the activations, these would grow or vanish through the layers, as
     in no trained network.
@@ -33,7 +33,7 @@ def redraw(model: nn.Module, example: torch.Tensor, seed: int) -> nn.Module:
 
     for name, tensor in model.named_parameters():
         leaf = name.rpartition(".")[2]
-        # One number a channel, whatever axes of length 1 are around it; a convolution to one channel has weights.
+        # One number a channel, whatever axes of length 1 are around it. A convolution to one channel is none.
         is_vector = tensor.ndim < 2 or (leaf != "weight" and tensor.numel() == max(tensor.shape))
         if EMBEDDING.search(leaf):
             normal(tensor, 0.5)
