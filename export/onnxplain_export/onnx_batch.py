@@ -27,8 +27,6 @@ _NOT_FOLDED = {
     "Bernoulli",
     "DequantizeLinear",
 }
-# With so many images of noise the shapes are tried that inference leaves open.
-_TRIED = (2, 3)
 
 
 def infer_shapes(model: ir.Model) -> None:
@@ -93,102 +91,143 @@ def fold_constants(model: ir.Model) -> None:
     )
 
 
-def free_batch(model: ir.Model, image: ir.Value, batch: int) -> None:
+def free_batch(model: ir.Model, image: ir.Value, batch: int, noise: Array) -> None:
     """Make a static batch dynamic: in the input, and in the constants that repeat it.
 
     A Reshape to a constant shape, a Concat with a constant row and a Resize to constant sizes hold the batch
     fixed. Where in a Reshape's result the batch is, is read off its input, whose batch is known by then.
-    What this can't see, a run of two images shows.
+    What this can't see, a run of several images shows.
+
+    Parameters
+    ----------
+    noise
+        Images [batch, ...] as the model takes them, to run it on where inference doesn't find the shapes.
     """
     graph = model.graph
     infer_shapes(model)
+    complete_shapes(model, noise, (batch,))
     fixed = {value: static_dims(value) for node in graph for value in node.outputs}
     assert image.shape is not None
     image.shape = ir.Shape(["batch", *image.shape[1:]])
     computed = downstream(graph, [image])
-    for value in fixed:
-        if value in computed:
-            value.shape = None
-    waiting = [node for node in graph if node.op_type in _FREE and not computed.isdisjoint(node.outputs)]
+    waiting = [node for node in graph if not computed.isdisjoint(node.outputs)]
+    freeing = _Freeing(graph, fixed, batch)
     while True:
+        for inner in ir.traversal.RecursiveGraphIterator(graph):
+            for value in inner.outputs:
+                if inner.graph is not graph or value in computed:
+                    value.shape = None
         infer_shapes(model)
-        done = [node for node in waiting if _FREE[node.op_type](graph, node, fixed, batch)]
+        done = {node for node in waiting if freeing.free(node)}
         if not done:
             return
         waiting = [node for node in waiting if node not in done]
-        for value in computed:
-            if not value.is_graph_input():
-                value.shape = None
 
 
-def _free_reshape(
-    graph: ir.Graph, node: ir.Node, fixed: dict[ir.Value, list[int | None]], batch: int
-) -> bool:
-    target = constant_ints(node.inputs[1])
-    source = static_dims(operand(node, 0))
-    shape = [dim for dim in fixed[node.outputs[0]] if dim is not None]
-    if target is None or source.count(None) != 1 or len(shape) != len(target):
-        return False
-    # The batch is where as many numbers come before it in the result as in the input.
-    before = math.prod(dim or 1 for dim in source[: source.index(None)])
-    axes = [axis for axis in range(len(shape)) if math.prod(shape[:axis]) == before]
-    if not axes or shape[axes[0]] % batch or target[axes[0]] == -1:
-        return False
-    _replace_constant(graph, node, 1, [*shape[: axes[0]], -1, *shape[axes[0] + 1 :]])
-    return True
+class _Freeing:
+    """Frees the batch in one node after the other.
+
+    Parameters
+    ----------
+    fixed
+        The shape that each value has with the static batch.
+    """
+
+    def __init__(self, graph: ir.Graph, fixed: dict[ir.Value, list[int | None]], batch: int) -> None:
+        self._graph = graph
+        self._fixed = fixed
+        self._batch = batch
+        # Of the axis that the batch is merged into, how many of its places come before the batch.
+        self._inner: dict[ir.Value, int] = {}
+
+    def free(self, node: ir.Node) -> bool:
+        """Free a node's constants, and say whether there were any that held the batch."""
+        if node.op_type == "Reshape":
+            return self._reshape(node)
+        if node.op_type == "Concat":
+            return self._concat(node)
+        return node.op_type == "Resize" and self._resize(node)
+
+    def _reshape(self, node: ir.Node) -> bool:
+        source = static_dims(operand(node, 0))
+        shape = [dim for dim in self._fixed[node.outputs[0]] if dim is not None]
+        target = constant_ints(node.inputs[1])
+        if source.count(None) != 1 or len(shape) != len(self._fixed[node.outputs[0]]) or not shape:
+            return False
+        # A reshape keeps the order: as many numbers come before the batch in its result as in its input.
+        before = math.prod(dim or 1 for dim in source[: source.index(None)])
+        before *= self._inner_of(operand(node, 0))
+        axis = self._axis(shape, before)
+        self._inner[node.outputs[0]] = max(before // math.prod(shape[:axis]), 1)
+        if shape[axis] % self._batch or (target is not None and target[axis] == -1):
+            return False
+        self._replace(node, 1, [*shape[:axis], -1, *shape[axis + 1 :]])
+        return True
+
+    def _axis(self, shape: Sequence[int], before: int) -> int:
+        """Return the axis of a result that holds the batch, behind so many numbers."""
+        starts = [math.prod(shape[:axis]) for axis in range(len(shape))]
+        for axis, start in enumerate(starts):
+            if start == before and shape[axis] == self._batch:
+                return axis
+        # Merged with others: the rows of a matrix are [length * batch], more axes are [batch * heads].
+        last = [axis for axis, start in enumerate(starts) if start <= before][-1]
+        return 0 if len(shape) == 2 and before > 1 else last
+
+    def _inner_of(self, value: ir.Value) -> int:
+        while value not in self._inner:
+            node = value.producer()
+            sources = (
+                [] if node is None else [v for v in node.inputs if v is not None and None in static_dims(v)]
+            )
+            if not sources:
+                return 1
+            value = sources[0]
+        return self._inner[value]
+
+    def _concat(self, node: ir.Node) -> bool:
+        rank = len(self._fixed[node.outputs[0]])
+        axis = node.attributes["axis"].as_int() % max(rank, 1)
+        dynamic = [value for value in node.inputs if value is not None and None in static_dims(value)[:1]]
+        repeated = [
+            index
+            for index, value in enumerate(node.inputs)
+            if value is not None and value.const_value is not None and static_dims(value)[:1] == [1]
+        ]
+        if axis == 0 or not dynamic or not repeated:
+            return False
+        shape = ir.node("Shape", [dynamic[0]], {"start": 0, "end": 1})
+        self._graph.insert_before(node, shape)
+        for index in repeated:
+            value = operand(node, index)
+            rest = self._constant(f"{node.outputs[0].name}.rest.{index}", static_dims(value)[1:])
+            sizes = ir.node("Concat", [shape.outputs[0], rest], {"axis": 0})
+            expanded = ir.node("Expand", [value, sizes.outputs[0]])
+            self._graph.insert_before(node, [sizes, expanded])
+            node.replace_input_with(index, expanded.outputs[0])
+        return True
+
+    def _resize(self, node: ir.Node) -> bool:
+        sizes = constant_ints(node.inputs[3]) if len(node.inputs) > 3 else None
+        if sizes is None or "axes" in node.attributes or sizes[0] != self._batch:
+            return False
+        node.attributes["axes"] = ir.AttrInt64s("axes", list(range(1, len(sizes))))
+        self._replace(node, 3, sizes[1:])
+        return True
+
+    def _replace(self, node: ir.Node, index: int, numbers: Sequence[int | None]) -> None:
+        node.replace_input_with(index, self._constant(f"{node.outputs[0].name}.input.{index}", numbers))
+
+    def _constant(self, name: str, numbers: Sequence[int | None]) -> ir.Value:
+        value = ir.val(name, const_value=ir.tensor(np.array(numbers, np.int64), name=name))
+        self._graph.register_initializer(value)
+        return value
 
 
-def _free_concat(graph: ir.Graph, node: ir.Node, fixed: dict[ir.Value, list[int | None]], batch: int) -> bool:
-    rank = len(fixed[node.outputs[0]])
-    axis = node.attributes["axis"].as_int() % max(rank, 1)
-    dynamic = [value for value in node.inputs if value is not None and None in static_dims(value)]
-    repeated = [
-        index
-        for index, value in enumerate(node.inputs)
-        if value is not None and value.const_value is not None and static_dims(value)[:1] == [1]
-    ]
-    if axis == 0 or not dynamic or not repeated or static_dims(dynamic[0])[0] is not None:
-        return False
-    shape = ir.node("Shape", [dynamic[0]], {"start": 0, "end": 1})
-    graph.insert_before(node, shape)
-    for index in repeated:
-        value = operand(node, index)
-        rest = _constant(graph, f"{node.outputs[0].name}.rest.{index}", static_dims(value)[1:])
-        sizes = ir.node("Concat", [shape.outputs[0], rest], {"axis": 0})
-        expanded = ir.node("Expand", [value, sizes.outputs[0]])
-        graph.insert_before(node, [sizes, expanded])
-        node.replace_input_with(index, expanded.outputs[0])
-    return True
+def complete_shapes(model: ir.Model, image: Array, batches: Sequence[int] = (2, 3)) -> None:
+    """Fill in the types and dimensions that inference leaves open, from runs of some sizes of batch.
 
-
-def _free_resize(graph: ir.Graph, node: ir.Node, fixed: dict[ir.Value, list[int | None]], batch: int) -> bool:
-    sizes = constant_ints(node.inputs[3]) if len(node.inputs) > 3 else None
-    if sizes is None or "axes" in node.attributes or sizes[0] != batch:
-        return False
-    node.attributes["axes"] = ir.AttrInt64s("axes", list(range(1, len(sizes))))
-    _replace_constant(graph, node, 3, sizes[1:])
-    return True
-
-
-_FREE = {"Reshape": _free_reshape, "Concat": _free_concat, "Resize": _free_resize}
-
-
-def _replace_constant(graph: ir.Graph, node: ir.Node, index: int, numbers: Sequence[int | None]) -> None:
-    name = f"{node.outputs[0].name}.input.{index}"
-    node.replace_input_with(index, _constant(graph, name, numbers))
-
-
-def _constant(graph: ir.Graph, name: str, numbers: Sequence[int | None]) -> ir.Value:
-    tensor = ir.tensor(np.array(numbers, np.int64), name=name)
-    value = ir.val(name, const_value=tensor)
-    graph.register_initializer(value)
-    return value
-
-
-def complete_shapes(model: ir.Model, image: Array) -> None:
-    """Fill in the types and dimensions that inference leaves open, from runs of two sizes of batch.
-
-    A dimension that is the same in both is static.
+    A dimension that is the same in all of them is static.
     """
     open_values = [
         value
@@ -199,18 +238,20 @@ def complete_shapes(model: ir.Model, image: Array) -> None:
     if not open_values:
         return
     names = [str(value.name) for value in open_values]
-    first, second = (
-        run_graph(model, names, {str(model.graph.inputs[0].name): np.resize(image, (size, *image.shape[1:]))})
-        for size in _TRIED
-    )
+    feed = str(model.graph.inputs[0].name)
+    runs = [run_graph(model, names, {feed: np.resize(image, (size, *image.shape[1:]))}) for size in batches]
     for value, name in zip(open_values, names, strict=True):
-        if not isinstance(first[name], np.ndarray):
+        arrays = [run[name] for run in runs]
+        if not all(isinstance(array, np.ndarray) for array in arrays):
             continue
-        value.dtype = ir.DataType.from_numpy(first[name].dtype)
-        if first[name].ndim == second[name].ndim:
-            pairs = zip(first[name].shape, second[name].shape, strict=True)
+        value.dtype = ir.DataType.from_numpy(arrays[0].dtype)
+        if len({array.ndim for array in arrays}) == 1:
+            sizes = zip(*(array.shape for array in arrays), strict=True)
             value.shape = ir.Shape(
-                [("batch" if (a, b) == _TRIED else None) if a != b else a for a, b in pairs]
+                [
+                    dims[0] if len(set(dims)) == 1 else "batch" if dims == tuple(batches) else None
+                    for dims in sizes
+                ]
             )
 
 

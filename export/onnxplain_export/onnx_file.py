@@ -32,11 +32,13 @@ class OnnxFile:
 
     path: Path
     original: onnx.ModelProto
-    """As it is; external data is still outside."""
+    """As it is; large external data is still outside."""
     light: onnx.ModelProto
     """A copy whose large initializers are inputs in place of constants."""
     weights: Mapping[str, ir.TensorProtocol]
     """Those initializers, by name."""
+    data: Sequence[str]
+    """The names of the files of external data."""
 
     @property
     def inputs(self) -> list[onnx.ValueInfoProto]:
@@ -61,14 +63,7 @@ class OnnxFile:
     def digest(self) -> str:
         """Return the SHA-256 of the file, followed by the files of its external data."""
         digest = hashlib.sha256(self.path.read_bytes())
-        locations = {
-            entry.value
-            for tensor in self.original.graph.initializer
-            if external_data_helper.uses_external_data(tensor)
-            for entry in tensor.external_data
-            if entry.key == "location"
-        }
-        for location in sorted(locations):
+        for location in self.data:
             with (self.path.parent / location).open("rb") as file:
                 while block := file.read(1 << 24):
                     digest.update(block)
@@ -98,12 +93,39 @@ def read(path: Path) -> OnnxFile:
         raise SourceError(f"{shown!r} is not an ONNX model, or is empty: its graph has no nodes")
     try:
         light, weights = _without_weights(original, path.parent)
-        onnx.checker.check_model(light)
+        _check(light)
         for tensor in weights.values():
             _check_size(tensor)
+        data = _data_files(original)
+        for proto in original.graph.initializer:
+            # onnxruntime itself infers no shapes from constants outside the file.
+            if proto.name not in weights and external_data_helper.uses_external_data(proto):
+                external_data_helper.load_external_data_for_tensor(proto, str(path.parent))
     except Exception as error:
         raise SourceError(f"{shown!r} is not a valid ONNX model ({first_line(error)})") from error
-    return OnnxFile(path, original, light, weights)
+    return OnnxFile(path, original, light, weights, data)
+
+
+def _data_files(model: onnx.ModelProto) -> list[str]:
+    return sorted(
+        {
+            entry.value
+            for tensor in model.graph.initializer
+            if external_data_helper.uses_external_data(tensor)
+            for entry in tensor.external_data
+            if entry.key == "location"
+        }
+    )
+
+
+def _check(light: onnx.ModelProto) -> None:
+    """Check a model as onnx does; but that outputs have shapes no engine asks for."""
+    checked = onnx.ModelProto()
+    checked.CopyFrom(light)
+    for value in checked.graph.output:
+        if value.type.HasField("tensor_type"):
+            value.type.tensor_type.shape.SetInParent()
+    onnx.checker.check_model(checked)
 
 
 def _without_weights(

@@ -15,7 +15,7 @@ from onnx import TensorProto
 from onnx_ir.passes.common import RemoveUnusedNodesPass, TopologicalSortPass
 from onnxscript import GraphBuilder
 
-from onnxplain.errors import LayerError, OnnxplainError, SourceError, UnsupportedOperatorError
+from onnxplain.errors import LayerError, OnnxplainError, SourceError
 from onnxplain.manifest import Activation, Layer
 from onnxplain_export.assemble import IMAGE_GRADIENTS, INPUT, LOGITS, TracedModel
 from onnxplain_export.feature_map import Array, FeatureMap, feature_map_of, has_aspect, token_grids
@@ -336,20 +336,6 @@ class OnnxModel:
         return np.random.default_rng(1).standard_normal(shape).astype(np.float32)
 
     def _failure(self, error: Exception) -> OnnxplainError:
-        """Return the error for a file that can't be prepared or run, with the operator in the way."""
-        foreign = [
-            node
-            for node in self._file.original.graph.node
-            if node.domain not in ("", "ai.onnx", "ai.onnx.ml", "com.microsoft")
-            and (node.domain, node.op_type)
-            not in {(function.domain, function.name) for function in self._file.original.functions}
-        ]
-        if foreign:
-            node = foreign[0]
-            return UnsupportedOperatorError(
-                f"there is no gradient rule for the operator {node.domain}::{node.op_type} "
-                f"(node {node.name!r}), and onnxruntime doesn't know it; export the model without it"
-            )
         return SourceError(f"{self.name!r} can't be run ({first_line(error)}); check it with onnxruntime")
 
 
@@ -405,13 +391,13 @@ def _prepare(file: OnnxFile, spec: _Input, noise: Array) -> _Prepared:
     image.shape = ir.Shape([spec.batch or "batch", *shape])
     for output in graph.outputs:
         output.shape = None
-    for node in graph:
+    for node in ir.traversal.RecursiveGraphIterator(graph):
         for value in node.outputs:
             # What a file says of its own values may be stale, or of another size.
             value.shape = None
     fold_constants(model)
     if spec.batch is not None:
-        free_batch(model, image, spec.batch)
+        free_batch(model, image, spec.batch, spec.feeds(noise)[spec.name])
     infer_shapes(model)
     _name_image(graph, spec)
     infer_shapes(model)
@@ -433,7 +419,11 @@ def _attach_weights(graph: ir.Graph, file: OnnxFile) -> None:
     for value in list(graph.inputs):
         if value.name is not None and value.name in file.weights:
             graph.inputs.remove(value)
-            value.const_value = file.weights[value.name]
+            tensor = file.weights[value.name]
+            # Saved elsewhere, a tensor that names its data's file would miss it; mapped, it takes no memory.
+            if isinstance(tensor, ir.ExternalTensor):
+                tensor = ir.Tensor(tensor.numpy(), dtype=tensor.dtype, name=tensor.name)
+            value.const_value = tensor
             graph.register_initializer(value)
         elif value.is_initializer():
             graph.inputs.remove(value)

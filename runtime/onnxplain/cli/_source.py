@@ -91,6 +91,8 @@ def load(
         )
     preprocessing = None if preprocessing_file is None else _read_preprocessing(preprocessing_file)
     origin = source.partition(":")[0]
+    if Path(source).suffix == ".onnx":
+        return _load_onnx(source, checkpoint, size, preprocessing)
     require("export", *([origin] if origin in ("torchvision", "timm") else []))
     from onnxplain_export import load_source
 
