@@ -11,7 +11,7 @@ import onnx
 from onnx import AttributeProto, NodeProto, TensorProto, helper, inliner
 
 from onnxplain_export.onnx_file import first_line
-from onnxplain_export.opset_nodes import EARLY, OPSET, Adapter, Emitter
+from onnxplain_export.opset_nodes import EARLY, OPSET, Adapter, Emitter, types_of
 
 # The tensor types of opset 20 end here; later ones are those of two and four bits.
 LAST_TYPE = TensorProto.FLOAT8E5M2FNUZ
@@ -102,12 +102,17 @@ def _expand(op: Emitter) -> None:
     body = inlined.graph.node
     if any(inner.op_type == node.op_type for inner in body):
         raise op.refused("the operator is newer, and the standard gives no body for it")
+    types = types_of(inlined)
     names: dict[str, str] = {name: name for name in given} | {"": ""}
     for inner in body:
         renamed = Emitter(inner, op.rewriting)
         for values in (inner.input, inner.output):
             for index, name in enumerate(values):
-                values[index] = names.setdefault(name, name if name in given else op.fresh(name))
+                if name not in names:
+                    names[name] = op.fresh(name)
+                    if name in types:
+                        op.rewriting.types[names[name]] = types[name]
+                values[index] = names[name]
         inner.name = op.fresh(inner.op_type)
         inner.metadata_props.extend(op.node.metadata_props)
         lower_node(renamed)
@@ -164,8 +169,13 @@ def _quantized(op: Emitter) -> None:
     _relabel(op)
 
 
-@_lowers("Cast")
 @_lowers("CastLike")
+def _cast_like(op: Emitter) -> None:
+    # What is cast doesn't depend on the numbers of what it is to be like.
+    op("Cast", op.input(0), to=op.element_type(op.input(1)), outputs=op.node.output)
+
+
+@_lowers("Cast")
 def _cast(op: Emitter) -> None:
     # Only a cast to FLOAT8E8M0, which opset 20 lacks, reads it.
     op.take("round_mode")
@@ -211,6 +221,44 @@ def _rms_normalization(op: Emitter) -> None:
     if cast:
         (normal,) = op("Cast", normal, to=kind)
     op("Mul", normal, scale, outputs=op.node.output)
+
+
+@_lowers("RotaryEmbedding")
+def _rotary_embedding(op: Emitter) -> None:
+    data, cosine, sine = (op.input(index) for index in range(3))
+    folded = op.known_rank(data) == 3
+    heads, rotated = (op.attributes.get(name, 0) for name in ("num_heads", "rotary_embedding_dim"))
+    if op.input(3):
+        cosine, sine = (op("Gather", cache, op.input(3))[0] for cache in (cosine, sine))
+    # From [batch, tokens, features] to [batch, 1, tokens, features]: the same for all heads.
+    cosine, sine = (op("Unsqueeze", cache, op.constant([1]))[0] for cache in (cosine, sine))
+    if folded:
+        (data,) = op("Reshape", data, op.constant([0, 0, heads, -1]))
+        (data,) = op("Transpose", data, perm=[0, 2, 1, 3])
+    rest: list[str] = []
+    if rotated:
+        end, last = op.constant([rotated]), op.constant([-1])
+        rest = op("Slice", data, end, op.constant([np.iinfo(np.int64).max]), last)
+        (data,) = op("Slice", data, op.constant([0]), end, last)
+    interleaved = op.attributes.get("interleaved", 0)
+    if interleaved:
+        (pairs,) = op("Reshape", data, op.constant([0, 0, 0, -1, 2]))
+        a, b = (op("Gather", pairs, op.constant(index), axis=-1)[0] for index in (0, 1))
+    else:
+        a, b = op("Split", data, axis=-1, num_outputs=2, outputs=2)
+    turned = [
+        op("Sub", *op("Mul", a, cosine), *op("Mul", b, sine))[0],
+        op("Add", *op("Mul", a, sine), *op("Mul", b, cosine))[0],
+    ]
+    if interleaved:
+        last = op.constant([-1])
+        pairs = op("Concat", *(op("Unsqueeze", half, last)[0] for half in turned), axis=-1)[0]
+        turned = op("Reshape", pairs, op.constant([0, 0, 0, -1]))
+    if not folded:
+        op("Concat", *turned, *rest, axis=-1, outputs=op.node.output)
+        return
+    (result,) = op("Transpose", *op("Concat", *turned, *rest, axis=-1), perm=[0, 2, 1, 3])
+    op("Reshape", result, op.constant([0, 0, -1]), outputs=op.node.output)
 
 
 @_lowers("Attention")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -59,7 +59,7 @@ class Rewriting:
     def __init__(self, model: ModelProto, version: int) -> None:
         self.model = model
         self.version = version
-        self.types = _types(model)
+        self.types = types_of(model)
         self.taken = {
             name
             for graph in graphs_of(model.graph)
@@ -190,7 +190,7 @@ class Emitter:
         return SourceError(f"{place(self.node)} can't be expressed in opset {OPSET}: {why}")
 
 
-def _types(model: ModelProto) -> Mapping[str, TypeProto]:
+def types_of(model: ModelProto) -> dict[str, TypeProto]:
     """Return the types of all tensors that onnx's shape inference can tell."""
     inferred = ModelProto()
     inferred.CopyFrom(model)
