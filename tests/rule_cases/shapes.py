@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from onnx import TensorProto
 
-from rule_cases.case import B, ints, number, refused, row, weights, x
+from rule_cases.case import B, Fed, H, W, fed, ints, number, refused, row, weights, x
 
 CASES = [
     row("Identity", "3-D", x(B, 3, 4)),
@@ -14,6 +14,7 @@ CASES = [
     row("Dropout", "training_mode false", x(B, 3), number(0.3), np.array(False)),
     refused("Dropout", "Dropout in training mode", x(B, 3), number(0.3), np.array(True)),
     row("Cast", "to float32", x(B, 3), to=TensorProto.FLOAT),
+    row("CastLike", "float32", x(B, 3), weights(1)),
     row("Reshape", "0 and -1", x(B, 3, 4, 2), ints(0, -1)),
     row("Reshape", "batch merged with another axis", x(B, 6, 4), ints(-1, 3, 4)),
     row("Reshape", "more axes", x(B, 6), ints(-1, 2, 3)),
@@ -35,35 +36,32 @@ CASES = [
     row("Concat", "three inputs, unequal", x(B, 2, 3), x(B, 4, 3), x(B, 1, 3), axis=1),
     row("Concat", "negative axis, a constant between", x(2, 2), weights(2, 3), x(2, 1), axis=-1),
     row("Concat", "along the batch", x(B, 2), x(B, 2), axis=0),
+    row("Concat", "dynamic sizes", x(B, 2, H), x(B, 2, W), x(B, 2, 3), axis=2),
     row("Concat", "a single input", x(B, 2), axis=1),
     row("Split", "even", x(B, 4, 3), axis=1, num_outputs=2, outputs=(True, True)),
     row("Split", "uneven", x(B, 7, 3), ints(2, 4, 1), axis=1, outputs=(True, True, True)),
     row("Split", "the last part smaller", x(B, 5), axis=-1, num_outputs=2, outputs=(True, True)),
     row("Split", "unused parts", x(B, 7, 3), ints(2, 4, 1), axis=1, outputs=(False, True, False)),
+    row("Split", "sizes computed", x(B, 7, 3), fed(2, 4, 1), axis=1, outputs=(True, True, True)),
+    row("Split", "a dynamic size", x(B, 2, H), num_outputs=2, axis=-1, outputs=(False, True)),
     row("Split", "axis 0", x(4, 3), num_outputs=2, outputs=(True, False)),
-    row("Slice", "first part", x(B, 6, 3), ints(0), ints(2), ints(1)),
-    row("Slice", "negative start, huge end", x(B, 6, 3), ints(-2), ints(2**63 - 1), ints(-2)),
-    row("Slice", "two axes, no axes named", x(4, 6), ints(1, 2), ints(3, -1)),
-    row("Slice", "steps", x(B, 7, 5), ints(1, 0), ints(7, 5), ints(1, 2), ints(2, 3)),
-    row("Slice", "backwards", x(B, 7), ints(-1), ints(-(2**62)), ints(1), ints(-1)),
-    row("Slice", "backwards in steps", x(B, 7, 2), ints(10), ints(0), ints(1), ints(-2)),
-    row("Slice", "along the batch", x(B, 3), ints(-1), ints(2**62), ints(0)),
-    row("Slice", "along the batch in steps", x(B, 3), ints(-1), ints(-(2**62)), ints(0), ints(-1)),
-    row("Slice", "all", x(B, 3), ints(0), ints(3), ints(1)),
-    row("Pad", "zeros", x(B, 3, 4), ints(0, 1, 2, 0, 0, 1)),
-    row("Pad", "axes named, a value", x(B, 3, 4), ints(2, 1), number(7), ints(-1)),
-    row("Pad", "negative: a crop", x(B, 3, 6), ints(0, 0, -1, 0, 2, -2)),
-    *[
-        row("Pad", mode, x(B, 2, 4, 5), ints(2, 1, 1, 3), None, ints(2, 3), mode=mode)
-        for mode in ("reflect", "edge", "wrap")
-    ],
     row("Tile", "two axes", x(B, 3, 2), ints(1, 2, 3)),
+    row("Tile", "along the batch, a vector", x(B), ints(3)),
+    row("Tile", "repeats computed", x(B, 3, 2), fed(2, 1, 3)),
     row("Tile", "nothing to repeat", x(B, 3), ints(1, 1)),
     row("DepthToSpace", "DCR", x(B, 8, 2, 3), blocksize=2),
     row("DepthToSpace", "CRD", x(B, 8, 2, 3), blocksize=2, mode="CRD"),
+    row("DepthToSpace", "CRD, dynamic sizes", x(B, 18, H, W), blocksize=3, mode="CRD"),
+    row("SpaceToDepth", "3x3, a dynamic size", x(B, 2, 6, W), blocksize=3),
     row("SpaceToDepth", "2x2", x(B, 2, 4, 6), blocksize=2),
     row("Trilu", "upper", x(B, 4, 4)),
     row("Trilu", "lower, shifted", x(B, 3, 5), np.array(1), upper=0),
+    row("Trilu", "upper, negative shift, in a batch", x(B, 2, 4, 3), np.array(-2), upper=1),
+    row("CumSum", "exclusive", x(B, 5), np.array(-1), exclusive=1),
+    row("CumSum", "1-D, int32 axis", x(5), np.array(0, np.int32)),
+    row("CumSum", "reverse, along the batch", x(B, 5), np.array(0), reverse=1),
+    row("CumSum", "an axis computed", x(B, 2, 5), Fed(np.array(1))),
+    row("CumSum", "a negative axis computed", x(B, 2, 5), Fed(np.array(-1))),
     row("CumSum", "plain", x(B, 5), np.array(1)),
     row("CumSum", "reverse, exclusive", x(B, 5, 2), np.array(-2), reverse=1, exclusive=1),
 ]

@@ -4,6 +4,7 @@ from onnxplain_export.rules import (  # noqa: F401  (importing a family register
     activations,
     arithmetic,
     convolution,
+    cropping,
     einsum,
     elementary,
     indexing,

@@ -79,9 +79,9 @@ def _gather(
 
 
 def _scatter(op: Op, gradient: ir.Value, x: ir.Value, axis: int, places: ir.Value) -> ir.Value:
-    zeros = op.Expand(
-        constant_like(op, 0.0, x), op.Concat(op.Shape(gradient, start=0, end=1), op.Shape(x), axis=0)
-    )
+    before, after = op.Shape(gradient, start=0, end=axis + 1), op.Shape(gradient, start=axis + 2)
+    shape = op.Concat(before, op.Shape(x, start=axis, end=axis + 1), after, axis=0)
+    zeros = op.Expand(constant_like(op, 0.0, x), shape)
     places = op.Reshape(places, [-1] + [1] * (rank(x) - axis - 1))
     places = op.Expand(places, op.Shape(gradient))
     return op.ScatterElements(zeros, places, gradient, axis=axis + 1, reduction="add")

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import numpy as np
 import onnx_ir as ir
 
-from onnxplain_export.graph import constant, constant_ints, operand, rank, static_dim, static_dims
+from onnxplain_export.graph import constant, operand, rank, static_dim, static_dims
 from onnxplain_export.rules.registry import (
     Op,
     Selection,
@@ -49,7 +48,7 @@ def same_selection(op: Op, node: ir.Node, wrt: int, selection: Selection) -> Sel
     return selection if static_dims(value) == static_dims(node.outputs[0]) else None
 
 
-@vjp("Cast")
+@vjp("Cast", "CastLike")
 def cast(op: Op, node: ir.Node, wrt: int, gradient: ir.Value) -> ir.Value:
     """Y = x in another floating-point type: dx = g in x's own."""
     return op.Cast(gradient, to=operand(node, 0).dtype)
@@ -114,141 +113,6 @@ def zeros_like(op: Op, gradient: ir.Value, primal: ir.Value) -> ir.Value:
     """Return zeros of the shape ``[classes, *primal.shape]``, with the classes of another gradient."""
     shape = op.Concat(op.Shape(gradient, start=0, end=1), op.Shape(primal), axis=0)
     return op.Expand(constant_like(op, 0.0, primal), shape)
-
-
-@vjp("Slice")
-def slice_(op: Op, node: ir.Node, wrt: int, gradient: ir.Value) -> ir.Value:
-    """Y = a part of x: dx = g there, zeros around it; with steps, zeros between too."""
-    x, y = operand(node, 0), node.outputs[0]
-    starts = operand(node, 1)
-    count = _count_of(starts)
-    named = node.inputs[3] if len(node.inputs) > 3 else None
-    axes = list(range(count)) if named is None else constant_ints(named)
-    stepped = node.inputs[4] if len(node.inputs) > 4 else None
-    steps = [1] * count if stepped is None else constant_ints(stepped)
-    if axes is None or steps is None:
-        raise UnsupportedCaseError("a Slice whose axes or steps are only known at run time")
-    for place, (axis, step) in enumerate(zip(axes, steps, strict=True)):
-        axis %= rank(x)
-        start = _start(op, x, axis, starts, place, step)
-        if step == 1:
-            gradient = _between_zeros(op, gradient, x, y, axis, start)
-        else:
-            gradient = _spread(op, gradient, x, y, axis, start, step)
-    return gradient
-
-
-def _count_of(vector: ir.Value) -> int:
-    (count,) = static_dims(vector)
-    if count is None:
-        raise UnsupportedCaseError("a Slice of axes that are only known at run time")
-    return count
-
-
-def _start(op: Op, x: ir.Value, axis: int, starts: ir.Value, place: int, step: int) -> list[int] | ir.Value:
-    """Return where a slice begins along an axis, int64 [1], counted from 0 and kept within the axis."""
-    known, size = constant_ints(starts), static_dim(x, axis)
-    if known is not None and size is not None:
-        place_from_0 = known[place] + (size if known[place] < 0 else 0)
-        return [min(max(place_from_0, 0), size - (step < 0))]
-    length = op.Shape(x, start=axis, end=axis + 1)
-    first = op.Slice(starts, [place], [place + 1], [0])
-    first = op.Where(op.Less(first, 0), op.Add(first, length), first)
-    last = op.Sub(length, 1) if step < 0 else length
-    return op.Min(op.Max(first, op.Constant(value_ints=[0])), last)
-
-
-def _between_zeros(
-    op: Op, gradient: ir.Value, x: ir.Value, y: ir.Value, axis: int, start: list[int] | ir.Value
-) -> ir.Value:
-    size, length = static_dim(x, axis), static_dim(y, axis)
-    if isinstance(start, list) and size is not None and length is not None:
-        if size == length:
-            return gradient
-        return op.Pad(gradient, [start[0], size - start[0] - length], None, [axis + 1])
-    sizes = [op.Shape(value, start=axis, end=axis + 1) for value in (x, y)]
-    behind = op.Sub(op.Sub(sizes[0], sizes[1]), start)
-    return op.Pad(gradient, op.Concat(start, behind, axis=0), None, [axis + 1])
-
-
-def _spread(
-    op: Op, gradient: ir.Value, x: ir.Value, y: ir.Value, axis: int, start: list[int] | ir.Value, step: int
-) -> ir.Value:
-    """Put the places of an axis where a slice with steps took them from, zeros between."""
-    count = op.Squeeze(op.Shape(y, start=axis, end=axis + 1), [0])
-    places = op.Add(op.Mul(op.Range(op.Constant(value_int=0), count, op.Constant(value_int=1)), step), start)
-    places = op.Expand(op.Reshape(places, [-1] + [1] * (rank(x) - axis - 1)), op.Shape(gradient))
-    before, after = op.Shape(gradient, start=0, end=axis + 1), op.Shape(gradient, start=axis + 2)
-    shape = op.Concat(before, op.Shape(x, start=axis, end=axis + 1), after, axis=0)
-    zeros = op.Expand(constant_like(op, 0.0, x), shape)
-    return op.ScatterElements(zeros, places, gradient, axis=axis + 1)
-
-
-@vjp("Pad")
-def pad(op: Op, node: ir.Node, wrt: int, gradient: ir.Value) -> ir.Value:
-    """Y = x with more around it: dx = g cut back, plus g of the copies of x where those came from."""
-    x, y = operand(node, 0), node.outputs[0]
-    if wrt != 0:
-        raise UnsupportedCaseError("a Pad whose value depends on the layer")
-    axes = list(range(rank(x)))
-    if len(node.inputs) > 3 and node.inputs[3] is not None:
-        named = constant_ints(node.inputs[3])
-        if named is None:
-            raise UnsupportedCaseError("a Pad whose axes are only known at run time")
-        axes = [axis % rank(x) for axis in named]
-    mode = node.attributes.get_string("mode", "constant")
-    pads = operand(node, 1)
-    for place, axis in enumerate(axes):
-        known = constant_ints(pads)
-        if known is not None and known[place] == known[place + len(axes)] == 0:
-            continue
-        if mode == "constant":
-            gradient = _cut_back(op, gradient, x, y, axis, place, pads)
-        else:
-            if known is None:
-                raise UnsupportedCaseError(f"a Pad of mode {mode} whose widths are only known at run time")
-            gradient = _folded_back(op, gradient, x, axis, mode, known[place], known[place + len(axes)])
-    return gradient
-
-
-def _cut_back(
-    op: Op, gradient: ir.Value, x: ir.Value, y: ir.Value, axis: int, place: int, pads: ir.Value
-) -> ir.Value:
-    """Return the part of a padded axis that is x: a Pad of the opposite widths, which may be negative."""
-    known = constant_ints(pads)
-    if known is not None:
-        count = len(known) // 2
-        return op.Pad(gradient, [-known[place], -known[place + count]], None, [axis + 1])
-    first = op.Slice(pads, [place], [place + 1], [0])
-    sizes = [op.Shape(value, start=axis, end=axis + 1) for value in (x, y)]
-    behind = op.Sub(op.Sub(sizes[1], sizes[0]), first)
-    return op.Pad(gradient, op.Neg(op.Concat(first, behind, axis=0)), None, [axis + 1])
-
-
-def _folded_back(
-    op: Op, gradient: ir.Value, x: ir.Value, axis: int, mode: str, before: int, after: int
-) -> ir.Value:
-    """Multiply an axis by the matrix that says which place of x each place of y was copied from."""
-    size = static_dim(x, axis)
-    if size is None:
-        raise UnsupportedCaseError(f"a Pad of mode {mode} along an axis that is only known at run time")
-    numpy_mode: Any = mode  # of the same names
-    padded = np.pad(np.arange(size), (max(before, 0), max(after, 0)), mode=numpy_mode)
-    padded = padded[max(-before, 0) : len(padded) - max(-after, 0)]
-    copied_from = constant_like(op, padded[:, None] == np.arange(size), x)
-    last = rank(x)
-    return along_axis(op, gradient, axis + 1, last, lambda moved: op.MatMul(moved, copied_from))
-
-
-def along_axis(
-    op: Op, gradient: ir.Value, axis: int, last: int, apply: Callable[[ir.Value], ir.Value]
-) -> ir.Value:
-    """Apply an operation on the last axis to another axis."""
-    if axis == last:
-        return apply(gradient)
-    permutation = list(range(last + 1))
-    permutation[axis], permutation[last] = last, axis
-    return op.Transpose(apply(op.Transpose(gradient, perm=permutation)), perm=permutation)
 
 
 @vjp("Tile")
