@@ -512,7 +512,8 @@ class Wave(nn.Module):
         return torch.sin(maps)
 
 
-def test_operator_without_a_rule(tmp_path):
+def test_operator_without_a_rule(tmp_path, monkeypatch):
+    monkeypatch.delitem(RULES, "Sin")
     model = small_tail(block=nn.Sequential(OrderedDict(wave=Wave())), head=classifier())
     with pytest.raises(
         UnsupportedOperatorError, match=r"operator Sin \(node '[^']+' in module 'block.wave'\)"
