@@ -302,6 +302,8 @@ def test_unfit_inputs_and_outputs(tmp_path: Path) -> None:
     scale = helper.make_tensor_value_info("scale", TensorProto.FLOAT, [1])
     with pytest.raises(SourceError, match=r"2 inputs \(image, scale\)"):
         failing(tmp_path, rows=[*TRUNK, *HEAD, ("Mul", "scores scale", "end", {})], more_inputs=[scale])
+    with pytest.raises(SourceError, match="takes no pictures"):
+        failing(tmp_path, shape=(1, 3, 1 << 40, 16))
     with pytest.raises(SourceError, match="how many channels"):
         failing(tmp_path, shape=("n", "c", 16, 16))
     with pytest.raises(SourceError, match="several outputs"):
@@ -309,6 +311,49 @@ def test_unfit_inputs_and_outputs(tmp_path: Path) -> None:
     with pytest.raises(SourceError, match="no output is"):
         failing(tmp_path, rows=TRUNK)
     assert not (tmp_path / "out.onnx").exists()
+
+
+# Each from `maps` [1, 6, 8, 8] to `features` [1, 6], with the batch merged into another axis in between.
+SEQUENCE_FIRST: list[Row] = [
+    ("Reshape", "maps shape1", "tokens", {}),
+    ("Transpose", "tokens", "sequence", {"perm": [2, 0, 1]}),
+    ("Reshape", "sequence shape2", "rows", {}),
+    ("MatMul", "rows mix", "mixed", {}),
+    ("Reshape", "mixed shape3", "heads", {}),
+    ("Sigmoid", "heads", "squashed", {}),
+    ("Transpose", "squashed", "heads_first", {"perm": [1, 0, 2]}),
+    ("ReduceMean", "heads_first", "means", {"axes": [1], "keepdims": 0}),
+    ("Reshape", "means flat", "features", {}),
+]
+WINDOWS: list[Row] = [
+    ("Reshape", "maps shape1", "cut", {}),
+    ("Transpose", "cut", "cut_last", {"perm": [0, 2, 4, 3, 5, 1]}),
+    ("Reshape", "cut_last shape2", "windows", {}),
+    ("ReduceMax", "windows", "largest", {"axes": [1], "keepdims": 0}),
+    ("Reshape", "largest shape3", "by_image", {}),
+    ("ReduceMean", "by_image", "features", {"axes": [1], "keepdims": 0}),
+]
+
+
+@pytest.mark.parametrize(
+    ("middle", "shapes"),
+    [
+        (SEQUENCE_FIRST, [[1, 6, 64], [64, 6], [64, 2, 3]]),
+        (WINDOWS, [[1, 6, 2, 4, 2, 4], [4, 16, 6], [1, 4, 6]]),
+    ],
+    ids=["sequence first", "windows"],
+)
+def test_a_static_batch_merged_with_other_axes(
+    middle: list[Row], shapes: list[list[int]], tmp_path: Path
+) -> None:
+    weights = {f"shape{index}": np.array(shape, np.int64) for index, shape in enumerate(shapes, 1)}
+    weights["mix"] = np.random.default_rng(4).standard_normal((6, 6)).astype(np.float32)
+    source = write(tmp_path / "source.onnx", [*TRUNK, *middle, HEAD[-1]], weights=weights)
+    export(source, None, tmp_path / "out.onnx", layer="maps")
+    image = images(3)
+    expected = source_outputs(source, "scores", {"image": image})
+    found = explained(tmp_path / "out.onnx", image, [0])["logits"]
+    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
 
 
 def test_a_batch_that_stays_static(tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ a message ends at 2 GB.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -52,13 +52,14 @@ class OnnxFile:
         nodes = self.original.graph.node
         return {node.name for node in nodes} | {name for node in nodes for name in node.output}
 
-    def run(self, outputs: Sequence[str], feeds: Arrays) -> Arrays:
-        """Run the file as it is, with any of its tensors as outputs."""
+    def run(self, output: str, feeds: Iterable[Arrays]) -> list[Array]:
+        """Run the file as it is, once for each of `feeds`, with any of its tensors as the output."""
         model = onnx.ModelProto()
         model.CopyFrom(self.original)
         del model.graph.output[:]
-        model.graph.output.extend(onnx.ValueInfoProto(name=name) for name in outputs)
-        return run_model(model.SerializeToString(), outputs, feeds, self.path.parent)
+        model.graph.output.append(onnx.ValueInfoProto(name=output))
+        session = session_of(model.SerializeToString(), self.path.parent)
+        return [session.run([output], feed)[0] for feed in feeds]
 
     def digest(self) -> str:
         """Return the SHA-256 of the file, followed by the files of its external data."""
@@ -168,10 +169,8 @@ def _check_size(tensor: ir.TensorProtocol) -> None:
         raise ValueError(f"{tensor.name!r} has another size than its shape says")
 
 
-def run_model(
-    model: bytes | Path, outputs: Sequence[str], feeds: Arrays, folder: Path | None = None
-) -> Arrays:
-    """Run a model with onnxruntime's CPU provider; `folder` holds the external data of one in memory."""
+def session_of(model: bytes | Path, folder: Path | None = None) -> onnxruntime.InferenceSession:
+    """Load a model for onnxruntime's CPU provider; `folder` holds the external data of one in memory."""
     options = onnxruntime.SessionOptions()
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     options.log_severity_level = 4
@@ -179,8 +178,7 @@ def run_model(
         options.add_session_config_entry(
             "session.model_external_initializers_file_folder_path", str(folder.resolve())
         )
-    session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
-    return dict(zip(outputs, session.run(list(outputs), feeds), strict=True))
+    return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
 
 
 def batches_of(image: Array, size: int | None) -> Iterator[Array]:

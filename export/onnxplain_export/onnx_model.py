@@ -15,8 +15,8 @@ from onnx import TensorProto
 from onnx_ir.passes.common import RemoveUnusedNodesPass, TopologicalSortPass
 from onnxscript import GraphBuilder
 
-from onnxplain.errors import LayerError, OnnxplainError, SourceError
-from onnxplain.manifest import Activation, Layer
+from onnxplain.errors import LayerError, ModelError, OnnxplainError, SourceError
+from onnxplain.manifest import Activation, Layer, Preprocessing
 from onnxplain_export.assemble import IMAGE_GRADIENTS, INPUT, LOGITS, TracedModel
 from onnxplain_export.feature_map import Array, FeatureMap, feature_map_of, has_aspect, token_grids
 from onnxplain_export.float64 import Arrays
@@ -37,6 +37,8 @@ from onnxplain_export.rules import NO_GRADIENT
 from onnxplain_export.verification import LOGITS_TOLERANCE, Probe, float64_outputs, relative_error
 
 _CHANNELS = (1, 3)
+# Ours, of a source whose channels are last: no layer of its own.
+_LAYOUT_NODE = "onnxplain.channels_last"
 
 
 @dataclass(frozen=True)
@@ -93,6 +95,10 @@ class OnnxModel:
             self._input.height,
             self._input.width,
         )
+        try:
+            Preprocessing.for_size(self.channels, self.height, self.width)
+        except ModelError as error:
+            raise SourceError(f"{self.name!r} takes no pictures: {error}") from None
 
     @property
     def num_classes(self) -> int:
@@ -139,9 +145,8 @@ class OnnxModel:
         )
         names = {value: name for name, value in reversed(list(self._layer_values.items()))}
         calls = []
-        for node in graph:
-            value = node.outputs[0]
-            if value not in reached or value is logits or value not in names:
+        for node, value in [(producer, value) for producer in graph for value in producer.outputs]:
+            if value not in reached or value is logits or node.name == _LAYOUT_NODE:
                 continue
             dims = static_dims(value)
             is_known = len(dims) > 1 and dims[0] is None and None not in dims[1:]
@@ -217,13 +222,11 @@ class OnnxModel:
         if name not in names:
             raise SourceError(f"the tensor {name!r} of the logits is not in {self.name!r}; export it again")
         try:
-            parts = [
-                self._file.run([name], self._input.feeds(part))[name].reshape(len(part), -1)
-                for part in batches_of(image, self._input.batch)
-            ]
+            feeds = [self._input.feeds(part) for part in batches_of(image, self._input.batch)]
+            parts = self._file.run(name, feeds)
         except Exception as error:
             raise self._failure(error) from error
-        return np.concatenate(parts)[: len(image)]
+        return np.concatenate(parts)[: len(image)].reshape(len(image), -1)
 
     def _check_graph(self) -> None:
         """Check that the graph of this opset and of any batch computes what the file does."""
@@ -439,7 +442,7 @@ def _name_image(graph: ir.Graph, spec: _Input) -> None:
         source.name = INPUT
         return
     image = ir.val(INPUT, dtype=ir.DataType.FLOAT, shape=["batch", spec.channels, spec.height, spec.width])
-    transpose = ir.node("Transpose", [image], {"perm": [0, 2, 3, 1]}, name="image_channels_last")
+    transpose = ir.node("Transpose", [image], {"perm": [0, 2, 3, 1]}, name=_LAYOUT_NODE)
     channels_last = transpose.outputs[0]
     channels_last.dtype = ir.DataType.FLOAT
     ir.convenience.replace_all_uses_with(source, channels_last)

@@ -25,7 +25,8 @@ class OnnxSource:
     """An `.onnx` file, in the place of what `load_source` returns."""
 
     model: OnnxModel
-    preprocessing: Preprocessing
+    preprocessing: Preprocessing | None
+    """By default the usual one at the file's own size."""
     #: A path says where a file lies on this machine; its name is enough.
     name: None = None
     example_input: None = None
@@ -112,12 +113,7 @@ def _load_onnx(
 
     if preprocessing is not None:
         size = preprocessing.height, preprocessing.width
-    model = OnnxModel(source, size)
-    try:
-        usual = Preprocessing.for_size(model.channels, model.height, model.width)
-    except ModelError as error:
-        raise SourceError(str(error)) from None
-    return OnnxSource(model, preprocessing or usual)
+    return OnnxSource(OnnxModel(source, size), preprocessing)
 
 
 def read_text(file: Path) -> str:
