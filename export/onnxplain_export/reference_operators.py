@@ -28,6 +28,17 @@ class GatherElements(OpRun):
         return (data[_element_places(indices, axis)],)
 
 
+class GatherND(OpRun):
+    """The evaluator's own is slow."""
+
+    op_domain = ""
+
+    def _run(self, data: Array, indices: Array, batch_dims: int = 0) -> tuple[Any, ...]:
+        rows: list[Any] = list(np.moveaxis(indices, -1, 0))
+        batch: list[Any] = list(np.indices(indices.shape[:-1], sparse=True))[:batch_dims]
+        return (data[tuple(batch + rows)],)
+
+
 class ScatterElements(OpRun):
     """The evaluator's own is slow."""
 
@@ -206,6 +217,35 @@ def _windows(x: Array, axes: Sequence[_Axis], fill: float) -> Array:
     return result
 
 
+class Col2Im(OpRun):
+    """The evaluator's own is slow."""
+
+    op_domain = ""
+
+    def _run(self, x: Array, image_shape: Array, block_shape: Array, **attributes: Any) -> tuple[Any, ...]:
+        size, block = [int(length) for length in image_shape], [int(length) for length in block_shape]
+        axes = len(size)
+        strides, dilations = (attributes[name] or [1] * axes for name in ("strides", "dilations"))
+        pads = attributes["pads"] or [0] * (2 * axes)
+        padded = [length + pads[axis] + pads[axis + axes] for axis, length in enumerate(size)]
+        counts = [
+            (length - dilation * (width - 1) - 1) // stride + 1
+            for length, dilation, width, stride in zip(padded, dilations, block, strides, strict=True)
+        ]
+        channels = x.shape[1] // math.prod(block)
+        columns = x.reshape(len(x), channels, *block, *counts)
+        result = np.zeros((len(x), channels, *padded), dtype=x.dtype)
+        # Each place of a block is added to the places that the blocks put it at.
+        for place in np.ndindex(*block):
+            reached = tuple(
+                slice(dilation * offset, dilation * offset + stride * (count - 1) + 1, stride)
+                for dilation, offset, stride, count in zip(dilations, place, strides, counts, strict=True)
+            )
+            result[(slice(None), slice(None), *reached)] += columns[(slice(None), slice(None), *place)]
+        inside = tuple(slice(pads[axis], pads[axis] + length) for axis, length in enumerate(size))
+        return (result[(slice(None), slice(None), *inside)],)
+
+
 class MaxPool(_MaxPool):  # type: ignore[misc]
     """The evaluator's own gives wrong indices where the strides are 1, and is slow elsewhere."""
 
@@ -370,9 +410,11 @@ class Pad(OpRun):
 
 OPERATORS = [
     AveragePool,
+    Col2Im,
     ConvTranspose,
     Erf,
     GatherElements,
+    GatherND,
     Gelu,
     GlobalLpPool,
     GlobalMaxPool,
