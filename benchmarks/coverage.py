@@ -245,7 +245,7 @@ def table(records: Sequence[Record]) -> str:
 def reasons(records: Sequence[Record]) -> str:
     """Return why the others are not verified, as Markdown; nothing where all are."""
     rows = [
-        (record["network"], record.get("layer") or "", record["reason"])
+        (record["network"], f"`{record['layer']}`" if "layer" in record else "", record["reason"])
         for record in records
         if not record["verified"]
     ]

@@ -201,10 +201,10 @@ def compare(model: nn.Module, report: ExportReport, size: Size, record: Record) 
         raise MismatchError("the file explains other classes than it is asked for")
     expected_logits, by_layer = autograd(model, [layer.name], image, asked)
     expected = folded(by_layer[layer.name].numpy(), layer)
-    record["logits"] = relative_error(logits, expected_logits.numpy())
-    record["gradients"] = relative_error(gradients, expected)
     if not np.abs(expected[:, 0]).max(axis=(1, 2, 3)).all():
         raise MismatchError("PyTorch's gradients of the predicted class are zero")
+    record["logits"] = relative_error(logits, expected_logits.numpy())
+    record["gradients"] = relative_error(gradients, expected)
     for what in ("logits", "gradients"):
         if not record[what] <= TOLERANCE:
             raise MismatchError(f"the {what} differ from PyTorch's by {record[what]:.1e}")

@@ -47,18 +47,22 @@ def redraw(model: nn.Module, example: torch.Tensor, seed: int) -> nn.Module:
     norms = [
         module
         for module in model.modules()
-        if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.running_mean is not None
+        if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.track_running_stats
     ]
     model.eval()
     if norms:
         for norm in norms:
             norm.train()
             norm.momentum = 1.0
+        # Where maps shrink to a single place, it takes more images for channels to vary.
+        channels, height, width = example.shape[1:]
+        images = min(32, max(4, 4 * 224**2 // (height * width)))
         # Auxiliary heads, which only training runs, stay as they are: they may need larger images.
-        model(torch.randn(4, *example.shape[1:], generator=generator))
+        model(torch.randn(images, channels, height, width, generator=generator))
     for norm in norms:
-        norm.running_mean += (
-            norm.running_var.sqrt() * (torch.rand(norm.running_mean.shape, generator=generator) - 0.5) / 5
-        )
-        norm.running_var *= torch.rand(norm.running_var.shape, generator=generator) / 5 + 0.9
+        mean, variance = norm.running_mean, norm.running_var
+        assert mean is not None
+        assert variance is not None
+        mean += variance.sqrt() * (torch.rand(mean.shape, generator=generator) - 0.5) / 5
+        variance *= torch.rand(variance.shape, generator=generator) / 5 + 0.9
     return model.eval()
