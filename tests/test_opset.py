@@ -175,6 +175,8 @@ OLD = [
     (7, IMAGE, "AveragePool <kernel_shape = [3, 3], pads = [1, 1, 1, 1]> (x)", {}),
     (8, "float[N, 6] x, float[6, 3] w, float[3] b", "Gemm (x, w, b)", {}),
     (8, IMAGE, "Flatten (x)", {}),
+    (17, "float[N, 8, 4, 1] x", "DFT (x)", {}),
+    (17, "float[N, 8, 4, 1] x", "DFT <axis = 2, onesided = 1> (x)", {}),
 ]
 
 
@@ -369,6 +371,46 @@ def test_newest(inputs: str, node: str):
 
 
 SCALAR = {"s": np.array(0.05, dtype=np.float32)}
+
+
+def test_top_k():
+    text = f"g ({IMAGE}) => (float y, int64 at) {{ y, at = TopK <k = 3, axis = 1> (x) }}"
+    check(model_of(text, 9))
+
+
+def test_logarithm_of_a_sum():
+    check(model_of(f"g ({IMAGE}) => (float y) {{ a = Abs (x) y = ReduceLogSum <axes = [1, -1]> (a) }}", 13))
+
+
+def test_bodies_are_short():
+    """What the standard's bodies do with a Range and casts is known beforehand."""
+    text = "g (float[N, 3, 4] x, float[4] s) => (float y) { y = RMSNormalization (x, s) }"
+    assert ops(to_design_opset(model_of(text, 23))) == ["Mul", "ReduceMean", "Add", "Sqrt", "Div", "Mul"]
+    text = f"g ({ROTARY}) => (float y) {{ y = RotaryEmbedding (x, cosines, sines, places) }}"
+    converted = to_design_opset(model_of(text, 23))
+    expected = ["Gather", "Gather", "Unsqueeze", "Unsqueeze", "Split"]
+    assert ops(converted) == [*expected, "Mul", "Mul", "Sub", "Mul", "Mul", "Add", "Concat"]
+
+
+def test_attributes_that_say_nothing():
+    """New attributes go where they only matter for types that opset 20 lacks, or say what was so."""
+    text = """g (float[N, 6] x, int64[6] w) => (double y, float z) {
+        y = Cast <to = 11, round_mode = "nearest"> (x)
+        z = CastLike (w, x)
+    }"""
+    # onnxruntime refuses the attribute there.
+    assert ops(check(model_of(text, 24), by_reference)) == ["Cast", "Cast"]
+    if NEWEST >= 27:
+        text = "g (float[] x) => (float y) { y = Range <stash_type = 0> (x, end, step) }"
+        bounds = {"end": np.array(9, dtype=np.float32), "step": np.array(1, dtype=np.float32)}
+        check(model_of(text, 27, bounds), by_reference)
+
+
+def test_dequantizer_with_an_output_type():
+    text = f"""g (int8[N, 6] x) => (float y) {{
+        y = DequantizeLinear <output_dtype = {TensorProto.FLOAT}> (x, s)
+    }}"""
+    check(model_of(text, 23, SCALAR))
 
 
 def test_quantizers():
