@@ -26,6 +26,7 @@ from onnxplain_export.rules import RULES, SELECTION_RULES
 from rule_cases.case import B, Case, Fed, X, ints, row, weights, x
 
 COTANGENTS = 2
+FLOAT, HALF = TensorProto.FLOAT, TensorProto.FLOAT16
 
 #: The rows of every file in `rule_cases`, which are named as the files of rules are.
 CASES: list[Case] = [
@@ -83,7 +84,9 @@ def build(case: Case, batch: int = 2, *, computes_logits: bool = False) -> Built
         used = [index for index, is_used in enumerate(case.outputs) if is_used]
         nodes = [
             helper.make_node(case.operator, names, outputs, name="the_node", **case.attributes),
-            *(helper.make_node("Reshape", [f"y{index}", "row"], [f"flat{index}"]) for index in used),
+            *(helper.make_node("Reshape", [f"y{index}", "row"], [f"row{index}"]) for index in used),
+            # What is cast to another type meets the cotangents as float32.
+            *(helper.make_node("Cast", [f"row{index}"], [f"flat{index}"], to=FLOAT) for index in used),
             helper.make_node("Concat", [f"flat{index}" for index in used], ["flat"], axis=1),
             helper.make_node("MatMul", ["flat", "cotangents"], ["logits"]),
         ]
@@ -223,6 +226,22 @@ def check_onnxruntime(built: Built, rows: int) -> None:
         for name in names:
             largest = np.abs(double[name]).max()
             np.testing.assert_allclose(single[name], double[name], rtol=0, atol=3e-6 * largest)
+
+
+@pytest.mark.parametrize("like", [False, True])
+def test_half_precision(like):
+    """The gradient comes back through float16, rounded there: exact in float64, near it in onnxruntime."""
+    half = np.array(1, np.float16)
+    case = row("CastLike", "half", x(B, 3), half) if like else row("Cast", "half", x(B, 3), to=HALF)
+    built = build(case)
+    model = differentiated(built.model, *built.targets)
+    classes = classes_of(built)
+    check_slopes(built, model, classes)
+    feeds = {**built.feeds, "classes": classes}
+    (name,) = map(gradient_name, built.targets)
+    single, double = in_onnxruntime(model, feeds)[name], in_float64(model, feeds, [name])[name]
+    assert single.dtype == np.float32
+    np.testing.assert_allclose(single, double, rtol=2**-11)
 
 
 @pytest.mark.parametrize("case", [case for case in CASES if case.error], ids=str)

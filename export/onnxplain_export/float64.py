@@ -21,6 +21,10 @@ from onnxplain_export.reference_operators import OPERATORS
 Array = npt.NDArray[Any]
 Arrays = dict[str, Array]
 
+#: What is widened: a network in half precision is evaluated in float64 too.
+_NARROW = frozenset({TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16})
+_NARROW_NAMES = frozenset({"float32", "float16", "bfloat16"})
+
 
 class Float64Graph:
     """A part of a graph, evaluated in float64.
@@ -50,7 +54,7 @@ class Float64Graph:
         self._evaluator = ReferenceEvaluator(_widen(proto), new_ops=OPERATORS)
 
     def run(self, feeds: Mapping[str, Array]) -> Arrays:
-        """Evaluate the part; float32 inputs are widened, and outputs come by name."""
+        """Evaluate the part; inputs of float32 and less are widened, and outputs come by name."""
         wide = {name: _widened(array) for name, array in feeds.items()}
         with np.errstate(all="ignore"):
             results = self._evaluator.run(None, {**self._weights, **wide})
@@ -58,22 +62,22 @@ class Float64Graph:
 
 
 def _widened(array: Array) -> Array:
-    return array.astype(np.float64) if array.dtype == np.float32 else array
+    return array.astype(np.float64) if array.dtype.name in _NARROW_NAMES else array
 
 
 def _widen(proto: onnx.ModelProto) -> onnx.ModelProto:
-    """Turn every float32 of a model without initializers into float64, in place."""
+    """Turn every float32, and what is narrower, of a model without initializers into float64, in place."""
     graph = proto.graph
     # The inferred types of the values in between no longer hold, and the evaluator doesn't need them.
     del graph.value_info[:]
     for value in [*graph.input, *graph.output]:
-        if value.type.tensor_type.elem_type == TensorProto.FLOAT:
+        if value.type.tensor_type.elem_type in _NARROW:
             value.type.tensor_type.elem_type = TensorProto.DOUBLE
     for node in graph.node:
         for attribute in node.attribute:
-            if attribute.type == onnx.AttributeProto.TENSOR and attribute.t.data_type == TensorProto.FLOAT:
+            if attribute.type == onnx.AttributeProto.TENSOR and attribute.t.data_type in _NARROW:
                 wide = numpy_helper.to_array(attribute.t).astype(np.float64)
                 attribute.t.CopyFrom(numpy_helper.from_array(wide, attribute.t.name))
-            if node.op_type == "Cast" and attribute.name == "to" and attribute.i == TensorProto.FLOAT:
+            if node.op_type == "Cast" and attribute.name == "to" and attribute.i in _NARROW:
                 attribute.i = TensorProto.DOUBLE
     return proto

@@ -14,6 +14,8 @@ CASES = [
     row("Dropout", "training_mode false", x(B, 3), number(0.3), np.array(False)),
     refused("Dropout", "Dropout in training mode", x(B, 3), number(0.3), np.array(True)),
     row("Cast", "to float32", x(B, 3), to=TensorProto.FLOAT),
+    row("Cast", "to float64", x(B, 3), to=TensorProto.DOUBLE),
+    row("CastLike", "float64", x(B, 3), np.array(1.0)),
     row("CastLike", "float32", x(B, 3), weights(1)),
     row("Reshape", "0 and -1", x(B, 3, 4, 2), ints(0, -1)),
     row("Reshape", "batch merged with another axis", x(B, 6, 4), ints(-1, 3, 4)),
