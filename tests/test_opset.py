@@ -401,7 +401,7 @@ def test_attributes_that_say_nothing():
     # onnxruntime refuses the attribute there.
     assert ops(check(model_of(text, 24), by_reference)) == ["Cast", "Cast"]
     if NEWEST >= 27:
-        text = "g (float[] x) => (float y) { y = Range <stash_type = 0> (x, end, step) }"
+        text = "g (float x) => (float y) { y = Range <stash_type = 0> (x, end, step) }"
         bounds = {"end": np.array(9, dtype=np.float32), "step": np.array(1, dtype=np.float32)}
         check(model_of(text, 27, bounds), by_reference)
 
