@@ -10,13 +10,14 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 from onnx.reference.op_run import OpRun
-from onnx.reference.ops import op_max_pool
+from onnx.reference.ops import op_max_pool, op_resize
 
 Array = npt.NDArray[Any]
 
 _erf = np.vectorize(math.erf, otypes=[np.float64])
 # Its code has no types.
 _MaxPool: Any = op_max_pool.MaxPool
+_Resize: Any = op_resize.Resize
 
 
 class GatherElements(OpRun):
@@ -408,6 +409,40 @@ class Pad(OpRun):
         return (padded[inside],)
 
 
+class Resize(_Resize):  # type: ignore[misc]
+    """The evaluator's own fails for negative axes, and places the samples wrongly in two modes.
+
+    Where corners are aligned it takes a scaled size before it is rounded down, and where PyTorch's half
+    pixels are resized to a single one it looks half a pixel before the start.
+    """
+
+    op_domain = ""
+
+    def _run(self, x: Array, *inputs: Any, **attributes: Any) -> tuple[Any, ...]:
+        _, scales, sizes = [*inputs, None, None, None][:3]
+        mode = attributes["coordinate_transformation_mode"]
+        policy = attributes["keep_aspect_ratio_policy"] or "stretch"
+        axes = attributes.get("axes")
+        attributes["axes"] = axes and [axis % x.ndim for axis in axes]
+        if mode not in ("align_corners", "pytorch_half_pixel") or policy != "stretch":
+            result: tuple[Any, ...] = super()._run(x, *inputs, **attributes)
+            return result
+        # One axis after the other; for a single place, the start is what aligned corners are.
+        for place, axis in enumerate(attributes.pop("axes", None) or range(x.ndim)):
+            scaled = sizes is None or not len(sizes)
+            length = int(scales[place] * x.shape[axis]) if scaled else int(sizes[place])
+            attributes["coordinate_transformation_mode"] = "align_corners" if length == 1 else mode
+            if scaled and attributes["coordinate_transformation_mode"] == "pytorch_half_pixel":
+                factors = np.ones(x.ndim)
+                factors[axis] = scales[place]
+                (x,) = super()._run(x, None, factors, None, **attributes)
+            else:
+                size = np.array(x.shape)
+                size[axis] = length
+                (x,) = super()._run(x, None, None, size, **attributes)
+        return (x,)
+
+
 OPERATORS = [
     AveragePool,
     Col2Im,
@@ -424,6 +459,7 @@ OPERATORS = [
     MaxPool,
     MaxUnpool,
     MeanVarianceNormalization,
+    Resize,
     ScatterElements,
     ScatterND,
     Pad,
