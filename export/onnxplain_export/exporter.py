@@ -34,6 +34,7 @@ from onnxplain_export.verification import (
 if TYPE_CHECKING:
     import torch
     from torch import nn
+    from torch.export import ExportedProgram
 
     from onnxplain_export.onnx_model import OnnxModel
 
@@ -56,7 +57,7 @@ class ExportReport:
 
 
 def export(
-    model: nn.Module | str | os.PathLike[str] | OnnxModel,
+    model: nn.Module | ExportedProgram | str | os.PathLike[str] | OnnxModel,
     example_input: torch.Tensor | None,
     path: str | os.PathLike[str],
     *,
@@ -79,7 +80,7 @@ def export(
     model
         A classifier that takes one batch of images, float32 [batch, channels, height, width], and returns
         logits [batch, num_classes]: as a tensor, as the first of a tuple, or as ``logits`` of a mapping or
-        object. Or the path of a finished `.onnx` file, for which PyTorch isn't needed; a Softmax or Sigmoid
+        object; as a module, or as an exported program. Or the path of a finished `.onnx` file, for which PyTorch isn't needed; a Softmax or Sigmoid
         at its end is looked through to the logits.
     example_input
         A batch of one image or more, of the size that the explainer is to take. For an `.onnx` file None: its
@@ -185,7 +186,8 @@ def export(
 
 
 def list_layers(
-    model: nn.Module | str | os.PathLike[str] | OnnxModel, example_input: torch.Tensor | None = None
+    model: nn.Module | ExportedProgram | str | os.PathLike[str] | OnnxModel,
+    example_input: torch.Tensor | None = None,
 ) -> list[LayerCandidate]:
     """Return the layers of a model that can be explained, in the order of their calls.
 
