@@ -80,8 +80,8 @@ def export(
     model
         A classifier that takes one batch of images, float32 [batch, channels, height, width], and returns
         logits [batch, num_classes]: as a tensor, as the first of a tuple, or as ``logits`` of a mapping or
-        object; as a module, or as an exported program. Or the path of a finished `.onnx` file, for which PyTorch isn't needed; a Softmax or Sigmoid
-        at its end is looked through to the logits.
+        object; as a module, or as an exported program. Or the path of a finished `.onnx` file, for
+        which PyTorch isn't needed; a Softmax or Sigmoid at its end is looked through to the logits.
     example_input
         A batch of one image or more, of the size that the explainer is to take. For an `.onnx` file None: its
         size is the file's own, or that of the preprocessing where the file leaves it open.
