@@ -154,7 +154,7 @@ def _is_faster_flipped(kernel: npt.NDArray[np.generic], groups: int) -> bool:
     """Say whether onnxruntime runs the data gradient faster as a Conv of flipped weights.
 
     It does but for a 1x1 that goes from many channels back to few, where ConvTranspose is a bare matrix
-    product. Milliseconds of ConvTranspose and Conv in onnxruntime 1.32, 2 threads, batch 1:
+    product. Milliseconds of ConvTranspose and Conv in onnxruntime 1.32, 2 threads, batch 1 (lower quartiles):
 
         3x3  512 to 512, 7x7    1.37  1.16      1x1  512 to 2048, 7x7    0.66  0.41
         3x3  256 to 256, 14x14  1.05  0.92      1x1  256 to 1024, 14x14  0.50  0.29
