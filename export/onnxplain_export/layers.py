@@ -25,7 +25,7 @@ class ModuleCall:
     same_as_input: bool
     """The output has the input's elements: dropout, a pooling that changes nothing, a reshape, a permute."""
     in_attention: bool = False
-    """It is a part of an attention module: its queries, keys and values aren't features."""
+    """It is an attention module or a part of one: the features are those of the block around it."""
     has_image_aspect: bool = True
     """The maps' sides are in the image's proportion."""
     is_final_norm: bool = False
@@ -71,10 +71,10 @@ def candidates(calls: Sequence[ModuleCall], num_classes: int) -> list[LayerCandi
         call
         for call, maps in usable
         if not call.same_as_input
-        and not call.in_attention
         and not _is_one_channel_a_class(call, maps, num_classes)
         and not (call.is_final_norm and maps.layout != "NCHW")
     ]
+    pickable = [call for call in pickable if not call.in_attention] or pickable
     # Odd proportions, such as those of spectrograms, count where the network has no others.
     pickable = [call for call in pickable if call.has_image_aspect] or pickable
     automatic = pickable[-1].name if pickable else None

@@ -218,7 +218,7 @@ def _described(
                 maps,
                 reaches,
                 same,
-                in_attention=name.startswith(tuple(attention)),
+                in_attention=f"{name}.".startswith(tuple(attention)),
                 has_image_aspect=maps is not None and has_aspect(maps.size, image_size),
                 is_final_norm="." not in name and "norm" in kind.lower(),
             )
