@@ -94,7 +94,8 @@ def channels_not_swapped(op: Any, node: ir.Node, wrt: int, gradient: Any) -> Any
     return op.Reshape(result, op.Concat([-1], op.Shape(node.inputs[0]), axis=0))
 
 
-def without_mean_term(op: Any, node: ir.Node, wrt: int, gradient: Any) -> Any:
+def without_mean_term(op: Any, node: ir.Node, wrt: int, gradients: Any) -> Any:
+    gradient = gradients[0]
     x = node.inputs[0]
     centered = op.Sub(x, op.ReduceMean(x, [-1], keepdims=1))
     variance = op.ReduceMean(op.Mul(centered, centered), [-1], keepdims=1)
@@ -137,6 +138,12 @@ def columns_for_rows(op: Any, node: ir.Node, wrt: int, gradient: Any) -> Any:
     return op.Transpose(op.Reshape(gradient, shape), perm=[0, 1, 2, 4, 3])
 
 
+def last_copy_alone(op: Any, node: ir.Node, wrt: int, gradient: Any) -> Any:
+    """Of the places that an element was copied to, only one."""
+    places = op.Expand(op.Reshape(node.inputs[1], [1, 1, -1, 1, 1]), op.Shape(gradient))
+    return op.ScatterElements(op.Mul(gradient, 0.0), places, gradient, axis=2)
+
+
 # The slips that each rule's author could have made.
 SLIPS: list[tuple[str, str, Callable[[Slip], Slip]]] = [
     ("Relu", "without its mask", instead(as_it_is)),
@@ -168,7 +175,7 @@ SLIPS: list[tuple[str, str, Callable[[Slip], Slip]]] = [
     ("Concat", "slices swapped", instead(other_slice)),
     ("Split", "parts swapped",
      emitting("Concat", lambda op, *parts, axis: op.Concat(*reversed(parts), axis=axis))),
-    ("Gather", "without adding up", emitting("ScatterElements", without_adding_up)),
+    ("Gather", "without adding up", instead(last_copy_alone)),
 ]  # fmt: skip
 
 
