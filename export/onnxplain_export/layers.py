@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 from onnxplain.errors import LayerError
@@ -96,6 +96,31 @@ def candidates(calls: Sequence[ModuleCall], num_classes: int) -> list[LayerCandi
 def _is_one_channel_a_class(call: ModuleCall, maps: FeatureMap, num_classes: int) -> bool:
     """Say whether a call puts out class maps; a headless transformer has as many channels throughout."""
     return maps.channels == num_classes and (maps.layout == "NCHW" or call.kind == "Linear")
+
+
+def without_unread_grids(
+    calls: Sequence[ModuleCall], grid_reaches: Callable[[str, FeatureMap], bool]
+) -> list[ModuleCall]:
+    """Mark the last layers whose grid the logits don't depend on: of their tokens only the first are read.
+
+    Parameters
+    ----------
+    calls
+        In their order.
+    grid_reaches
+        Says of a layer's name and maps whether the logits depend on its grid.
+    """
+    marked = list(calls)
+    names = [call.name for call in calls]
+    for index in reversed(range(len(marked))):
+        call = marked[index]
+        maps = call.feature_map
+        if maps is None or not call.reaches_logits or names.count(call.name) > 1:
+            continue
+        if not maps.prefix or grid_reaches(call.name, maps):
+            break
+        marked[index] = replace(call, reaches_logits=False)
+    return marked
 
 
 def automatic_layer(found: Sequence[LayerCandidate]) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
-from onnxplain_export.graph import constant, ints, operand, rank, static_dims, upstream
+from onnxplain_export.graph import constant, downstream, ints, operand, rank, static_dims, upstream
 
 _REARRANGING = {
     "Identity",
@@ -39,9 +39,11 @@ def in_attention(graph: ir.Graph) -> set[ir.Value]:
     keys and values at once.
     """
     inside: set[ir.Value] = set()
+    order = {node: index for index, node in enumerate(graph)}
+    computed = downstream(graph, graph.inputs, floats_only=True)
     for node in graph:
         if node.op_type == "MatMul" and _is_of_scores(node):
-            source = _dominator(graph, node)
+            source = _dominator(node, order, computed)
             if source is None:
                 continue
             source = _before_projection(source)
@@ -74,11 +76,9 @@ def _is_of_scores(node: ir.Node) -> bool:
     return is_softmax and constant(operand(node, 1)) is None
 
 
-def _dominator(graph: ir.Graph, node: ir.Node) -> ir.Value | None:
+def _dominator(node: ir.Node, order: dict[ir.Node, int], computed: set[ir.Value]) -> ir.Value | None:
     """Return the last value that everything a node takes from the image is computed from."""
     # Going back from the node, what is still to be followed; where that is one value, all comes from it.
-    order = {other: index for index, other in enumerate(graph)}
-    computed = _computed(graph)
     waiting = {value for value in node.inputs if value in computed}
     while len(waiting) > 1:
         last = max(waiting, key=lambda value: _position(value, order))
@@ -88,17 +88,6 @@ def _dominator(graph: ir.Graph, node: ir.Node) -> ir.Value | None:
         waiting.remove(last)
         waiting.update(value for value in producer.inputs if value in computed)
     return next(iter(waiting), None)
-
-
-def _computed(graph: ir.Graph) -> set[ir.Value]:
-    """Return the floating-point values that depend on the image."""
-    computed: set[ir.Value] = set(graph.inputs)
-    for node in graph:
-        if not computed.isdisjoint(value for value in node.inputs if value is not None):
-            computed.update(
-                value for value in node.outputs if value.dtype is not None and value.dtype.is_floating_point()
-            )
-    return computed
 
 
 def _position(value: ir.Value, order: dict[ir.Node, int]) -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
@@ -21,7 +21,13 @@ from onnxplain_export.assemble import IMAGE_GRADIENTS, INPUT, LOGITS, TracedMode
 from onnxplain_export.feature_map import Array, FeatureMap, feature_map_of, has_aspect, token_grids
 from onnxplain_export.float64 import Arrays
 from onnxplain_export.graph import downstream, is_float, operand, static_dims, taken_by_branches, upstream
-from onnxplain_export.layers import LayerCandidate, ModuleCall, candidates, closest_names
+from onnxplain_export.layers import (
+    LayerCandidate,
+    ModuleCall,
+    candidates,
+    closest_names,
+    without_unread_grids,
+)
 from onnxplain_export.onnx_batch import (
     complete_shapes,
     fold_constants,
@@ -34,7 +40,13 @@ from onnxplain_export.onnx_layers import in_attention, is_final_norm, same_as_in
 from onnxplain_export.onnx_logits import RESHAPES, as_matrix, find_logits, num_classes
 from onnxplain_export.opset import to_design_opset
 from onnxplain_export.rules import NO_GRADIENT
-from onnxplain_export.verification import LOGITS_TOLERANCE, Probe, float64_outputs, relative_error
+from onnxplain_export.verification import (
+    LOGITS_TOLERANCE,
+    Probe,
+    float64_outputs,
+    image_layer,
+    relative_error,
+)
 
 _CHANNELS = (1, 3)
 # Ours, of a source whose channels are last: no layer of its own.
@@ -165,7 +177,7 @@ class OnnxModel:
                     is_final_norm=is_final_norm(graph, node, attention),
                 )
             )
-        return self._without_unread_grids(calls)
+        return without_unread_grids(calls, self._grid_reaches)
 
     def candidates(self) -> list[LayerCandidate]:
         """Return the nodes whose output has spatial extent, in the order in which they run."""
@@ -199,7 +211,7 @@ class OnnxModel:
         """Return the file's own logits, and the gradients in float64."""
         checked = list(layers)
         if IMAGE_GRADIENTS in outputs:
-            checked.append(Layer(INPUT, INPUT, IMAGE_GRADIENTS, self.channels, self.height, self.width))
+            checked.append(image_layer(self.channels, self.height, self.width))
         expected = float64_outputs(self._traced.model, checked, probe)
         return {**expected, LOGITS: self._source_logits(probe.image)}
 
@@ -301,18 +313,6 @@ class OnnxModel:
     def _reaches(self, name: str) -> bool:
         value = self._layer_values[name]
         return any(call.reaches_logits for call in self._calls if self._layer_values[call.name] is value)
-
-    def _without_unread_grids(self, calls: list[ModuleCall]) -> list[ModuleCall]:
-        """Mark the last layers of whose tokens only the first are read, those of the class."""
-        marked = list(calls)
-        for index in reversed(range(len(marked))):
-            call = marked[index]
-            if call.feature_map is None:
-                continue
-            if not call.feature_map.prefix or self._grid_reaches(call.name, call.feature_map):
-                break
-            marked[index] = replace(call, reaches_logits=False)
-        return marked
 
     def _grid_reaches(self, name: str, maps: FeatureMap) -> bool:
         """Say whether noise on a layer's grid changes the logits by a bit."""

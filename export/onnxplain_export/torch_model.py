@@ -10,7 +10,7 @@ import logging
 import re
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import onnx_ir as ir
@@ -21,7 +21,7 @@ from onnxplain.errors import LayerError, SourceError
 from onnxplain_export.assemble import TracedModel
 from onnxplain_export.feature_map import Array, FeatureMap, feature_map_of, has_aspect, token_grids
 from onnxplain_export.graph import MODULE_KEY
-from onnxplain_export.layers import ModuleCall, closest_names
+from onnxplain_export.layers import ModuleCall, closest_names, without_unread_grids
 
 OPSET = 20
 
@@ -189,7 +189,9 @@ def record_calls(model: nn.Module, example: torch.Tensor) -> tuple[list[ModuleCa
     if not logits.isfinite().all():
         raise SourceError("the model returns logits that are not finite; check its weights and its input")
     calls = _described(model, outputs, reached, (image.shape[2], image.shape[3]))
-    return _without_unread_grids(model, image.detach(), calls), logits.shape[1]
+    seen = image.detach()
+    calls = without_unread_grids(calls, lambda name, maps: _grid_reaches(model, seen, name, maps))
+    return calls, logits.shape[1]
 
 
 def _described(
@@ -226,28 +228,12 @@ def _described(
     return calls
 
 
-def _without_unread_grids(
-    model: nn.Module, image: torch.Tensor, calls: Sequence[ModuleCall]
-) -> list[ModuleCall]:
-    """Mark the last layers whose grid the logits don't depend on: of their tokens only the first are read.
-
-    Not-a-number at the grid tells: it reaches whatever depends on it, also through weights of zero, with
-    which a fresh network's head begins.
-    """
-    marked = list(calls)
-    names = [call.name for call in calls]
-    for index in reversed(range(len(marked))):
-        call = marked[index]
-        maps = call.feature_map
-        if maps is None or not call.reaches_logits or names.count(call.name) > 1:
-            continue
-        if not maps.prefix or _grid_reaches(model, image, call.name, maps):
-            break
-        marked[index] = replace(call, reaches_logits=False)
-    return marked
-
-
 def _grid_reaches(model: nn.Module, image: torch.Tensor, name: str, maps: FeatureMap) -> bool:
+    """Say whether the logits depend on a layer's grid, by not-a-number put there.
+
+    It reaches whatever depends on it, also through weights of zero, with which a fresh network's head begins.
+    """
+
     def poison(module: nn.Module, inputs: object, output: object) -> object:
         tokens = _first(output).clone()
         tokens[:, maps.prefix :] = torch.nan
@@ -369,12 +355,10 @@ def reference(
         stack.callback(model.get_submodule(layer).register_forward_hook(move).remove)
         try:
             logits = logits_of(model(image.requires_grad_().clone()))
-            scores = logits.gather(1, classes.to(image.device)).sum(dim=0)
-            gradients = [torch.autograd.grad(score, own[0], retain_graph=True)[0] for score in scores]
+            gradients = _gradients(logits, classes, own[0])
         except RuntimeError as error:
             raise SourceError(f"PyTorch can't differentiate the model: {one_line(error)}") from error
-    stacked = torch.stack(gradients, dim=1).cpu().numpy()
-    return Reference(maps.fold(own[0].detach().cpu().numpy()), maps.fold(stacked))
+    return Reference(maps.fold(own[0].detach().cpu().numpy()), maps.fold(gradients))
 
 
 def reference_image_gradients(model: nn.Module, image: torch.Tensor, classes: torch.Tensor) -> Array:
@@ -382,10 +366,15 @@ def reference_image_gradients(model: nn.Module, image: torch.Tensor, classes: to
     with evaluation_mode(model), torch.enable_grad():
         source = image.clone().requires_grad_()
         try:
-            scores = logits_of(model(source.clone())).gather(1, classes.to(image.device)).sum(dim=0)
-            gradients = [torch.autograd.grad(score, source, retain_graph=True)[0] for score in scores]
+            return _gradients(logits_of(model(source.clone())), classes, source)
         except RuntimeError as error:
             raise SourceError(f"PyTorch can't differentiate the model: {one_line(error)}") from error
+
+
+def _gradients(logits: torch.Tensor, classes: torch.Tensor, source: torch.Tensor) -> Array:
+    """Return the gradients of the classes' logits by autograd, [batch, classes, ...]."""
+    scores = logits.gather(1, classes.to(logits.device)).sum(dim=0)
+    gradients = [torch.autograd.grad(score, source, retain_graph=True)[0] for score in scores]
     return torch.stack(gradients, dim=1).cpu().numpy()
 
 

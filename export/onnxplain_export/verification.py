@@ -139,9 +139,14 @@ def differentiated_layers(model: ir.Model, manifest: Manifest) -> list[Layer]:
     """Return what a file has gradients of: its target layers, and the image where it has those."""
     layers = list(manifest.layers)
     if any(value.name == IMAGE_GRADIENTS for value in model.graph.outputs):
-        size = (manifest.input.channels, manifest.input.height, manifest.input.width)
-        layers.append(Layer(INPUT, INPUT, IMAGE_GRADIENTS, *size))
+        spec = manifest.input
+        layers.append(image_layer(spec.channels, spec.height, spec.width))
     return layers
+
+
+def image_layer(channels: int, height: int, width: int) -> Layer:
+    """Return the image in the role of a layer: what it puts out is itself."""
+    return Layer(INPUT, INPUT, IMAGE_GRADIENTS, channels, height, width)
 
 
 def _num_classes(model: ir.Model, file: Path) -> int:

@@ -115,19 +115,21 @@ def gelu(op: Op, node: ir.Node, wrt: int, gradient: ir.Value) -> ir.Value:
 def softmax(op: Op, node: ir.Node, wrt: int, gradient: ir.Value) -> ir.Value:
     """y = softmax(x) along an axis: dx = y (g - sum(g y))."""
     y = node.outputs[0]
-    axis = node.attributes.get_int("axis", -1)
-    from_the_end = axis - rank(y) if axis >= 0 else axis
-    weighted = op.ReduceSum(op.Mul(gradient, y), [from_the_end], keepdims=1)
+    weighted = op.ReduceSum(op.Mul(gradient, y), [_softmax_axis(node)], keepdims=1)
     return op.Mul(y, op.Sub(gradient, weighted))
+
+
+def _softmax_axis(node: ir.Node) -> int:
+    """Return the axis counted from the end, where it is the same with the classes in front."""
+    axis = node.attributes.get_int("axis", -1)
+    return axis - rank(node.outputs[0]) if axis >= 0 else axis
 
 
 @vjp("LogSoftmax")
 def log_softmax(op: Op, node: ir.Node, wrt: int, gradient: ir.Value) -> ir.Value:
     """y = log(softmax(x)) along an axis: dx = g - exp(y) sum(g)."""
     y = node.outputs[0]
-    axis = node.attributes.get_int("axis", -1)
-    from_the_end = axis - rank(y) if axis >= 0 else axis
-    return op.Sub(gradient, op.Mul(op.Exp(y), op.ReduceSum(gradient, [from_the_end], keepdims=1)))
+    return op.Sub(gradient, op.Mul(op.Exp(y), op.ReduceSum(gradient, [_softmax_axis(node)], keepdims=1)))
 
 
 @vjp("LeakyRelu")

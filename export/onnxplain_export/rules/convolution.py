@@ -8,7 +8,7 @@ import onnx_ir as ir
 
 from onnxplain_export.graph import constant, ints, operand, rank, static_dims
 from onnxplain_export.rules.registry import Op, UnsupportedCaseError, vjp
-from onnxplain_export.rules.shapes import reshape_like
+from onnxplain_export.rules.shapes import fold_classes, reshape_like
 
 
 @vjp("Conv")
@@ -185,14 +185,6 @@ def _flipped_weights(op: Op, node: ir.Node, kernel: npt.NDArray[np.generic], gro
 def _bias_gradient(op: Op, node: ir.Node, gradient: ir.Value) -> ir.Value:
     """Return a bias's gradient: the sum over the images and the places."""
     return op.ReduceSum(gradient, [1, *range(3, 1 + rank(node.outputs[0]))], keepdims=0)
-
-
-def fold_classes(op: Op, gradient: ir.Value, output: ir.Value) -> ir.Value:
-    """Fold a gradient's classes into its batch, for operators that take one batch axis."""
-    dims = static_dims(output)[1:]
-    if None in dims:
-        return op.Reshape(gradient, op.Concat([-1], op.Shape(output, start=1), axis=0))
-    return op.Reshape(gradient, [-1, *dims])
 
 
 def transposed_conv(

@@ -8,7 +8,7 @@ import numpy as np
 import onnx_ir as ir
 
 from onnxplain_export.graph import constant_ints, operand, rank, static_dim, static_dims
-from onnxplain_export.rules.placing import put_back
+from onnxplain_export.rules.placing import numbers_to, put_back
 from onnxplain_export.rules.registry import Op, constant_like, vjp
 from onnxplain_export.rules.shapes import reshape_like, zeros_like
 
@@ -36,7 +36,7 @@ def slice_(op: Op, node: ir.Node, wrt: int, gradient: ir.Value) -> ir.Value:
         else:
             length = op.Squeeze(op.Shape(x, start=axis, end=axis + 1), [0])
             bounds = (_bound(op, values, index) for values in (starts, ends))
-            numbers = op.Slice(_range(op, length), *bounds, [0], [step])
+            numbers = op.Slice(numbers_to(op, length), *bounds, [0], [step])
             gradient = put_back(op, gradient, x, axis, numbers)
     return gradient
 
@@ -140,13 +140,9 @@ def _fold_back(
     return op.Transpose(op.MatMul(left, op.Transpose(gradient, perm=swapped)), perm=swapped)
 
 
-def _range(op: Op, length: ir.Value) -> ir.Value:
-    return op.Range(op.Constant(value_int=0), length, op.Constant(value_int=1))
-
-
 def _numbers(op: Op, x: ir.Value) -> ir.Value:
     """Return the places of the elements of x, counted through, in the shape of x."""
-    return op.Reshape(_range(op, op.Size(x)), op.Shape(x))
+    return op.Reshape(numbers_to(op, op.Size(x)), op.Shape(x))
 
 
 def _by_places(op: Op, gradient: ir.Value, x: ir.Value, copied_from: ir.Value) -> ir.Value:

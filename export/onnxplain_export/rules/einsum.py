@@ -9,6 +9,7 @@ import numpy as np
 import onnx_ir as ir
 
 from onnxplain_export.graph import operand, rank, static_dims
+from onnxplain_export.rules.placing import numbers_to
 from onnxplain_export.rules.registry import Op, constant_like, vjp
 
 
@@ -99,7 +100,7 @@ def _identity_matrix(op: Op, x: ir.Value, axis: int) -> ir.Value:
         matrix = constant_like(op, np.eye(size), x)
     else:
         length = op.Squeeze(op.Shape(x, start=axis, end=axis + 1), [0])
-        places = op.Range(op.Constant(value_int=0), length, op.Constant(value_int=1))
+        places = numbers_to(op, length)
         matrix = op.Cast(op.Equal(op.Unsqueeze(places, [1]), places), to=x.dtype)
     matrix.shape = ir.Shape([size, size])
     return matrix

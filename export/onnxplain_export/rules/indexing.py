@@ -11,7 +11,7 @@ import numpy.typing as npt
 import onnx_ir as ir
 
 from onnxplain_export.graph import constant, constant_ints, operand, rank, static_dims
-from onnxplain_export.rules.placing import put_back
+from onnxplain_export.rules.placing import numbers_to, put_back
 from onnxplain_export.rules.registry import Op, vjp
 from onnxplain_export.rules.shapes import reshape_like, zeros_like
 
@@ -128,7 +128,7 @@ def _whole_rows(op: Op, node: ir.Node) -> ir.Value:
     columns = []
     for axis in range(batch_axes):
         size = op.Squeeze(op.Shape(indices, start=axis, end=axis + 1), [0])
-        numbers = op.Range(op.Constant(value_int=0), size, op.Constant(value_int=1))
+        numbers = numbers_to(op, size)
         columns.append(op.Expand(op.Reshape(numbers, [-1] + [1] * (axes - 1 - axis)), places))
     return op.Concat(*columns, indices, axis=-1)
 

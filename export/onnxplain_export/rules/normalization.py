@@ -14,10 +14,9 @@ import numpy as np
 import onnx_ir as ir
 
 from onnxplain_export.graph import ints, operand, rank, static_dims
-from onnxplain_export.rules.convolution import fold_classes
 from onnxplain_export.rules.reductions import element_count
 from onnxplain_export.rules.registry import Op, UnsupportedCaseError, constant_like, vjp
-from onnxplain_export.rules.shapes import reshape_like
+from onnxplain_export.rules.shapes import fold_classes, reshape_like
 
 
 @vjp("BatchNormalization")

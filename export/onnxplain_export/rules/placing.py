@@ -85,3 +85,8 @@ def _scatter(op: Op, gradient: ir.Value, x: ir.Value, axis: int, places: ir.Valu
     places = op.Reshape(places, [-1] + [1] * (rank(x) - axis - 1))
     places = op.Expand(places, op.Shape(gradient))
     return op.ScatterElements(zeros, places, gradient, axis=axis + 1, reduction="add")
+
+
+def numbers_to(op: Op, length: ir.Value) -> ir.Value:
+    """Return 0, 1, ... up to a length that is only known at run time, a scalar."""
+    return op.Range(op.Constant(value_int=0), length, op.Constant(value_int=1))

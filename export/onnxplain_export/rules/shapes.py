@@ -26,6 +26,14 @@ def reshape_like(op: Op, gradient: ir.Value, primal: ir.Value) -> ir.Value:
     return op.Reshape(gradient, op.Concat([-1], op.Shape(primal), axis=0))
 
 
+def fold_classes(op: Op, gradient: ir.Value, output: ir.Value) -> ir.Value:
+    """Fold a gradient's classes into its batch, for operators that take one batch axis."""
+    dims = static_dims(output)[1:]
+    if None in dims:
+        return op.Reshape(gradient, op.Concat([-1], op.Shape(output, start=1), axis=0))
+    return op.Reshape(gradient, [-1, *dims])
+
+
 @vjp("Identity")
 def identity(op: Op, node: ir.Node, wrt: int, gradient: ir.Value) -> ir.Value:
     """Y = x: dx = g."""
@@ -131,7 +139,7 @@ def tile(op: Op, node: ir.Node, wrt: int, gradient: ir.Value) -> ir.Value:
 def depth_to_space(op: Op, node: ir.Node, wrt: int, gradient: ir.Value) -> ir.Value:
     """Y = channels moved into blocks of places: dx = g, its blocks moved back into channels."""
     x, size = operand(node, 0), node.attributes["blocksize"].as_int()
-    folded = op.Reshape(gradient, op.Concat([-1], op.Shape(node.outputs[0], start=1), axis=0))
+    folded = fold_classes(op, gradient, node.outputs[0])
     moved = op.SpaceToDepth(folded, blocksize=size)
     if node.attributes.get_string("mode", "DCR") == "CRD":
         # SpaceToDepth puts the place in the block before the channel, CRD has it behind.
@@ -152,7 +160,7 @@ def _channels(op: Op, x: ir.Value, size: int) -> list[int] | ir.Value:
 def space_to_depth(op: Op, node: ir.Node, wrt: int, gradient: ir.Value) -> ir.Value:
     """Y = blocks of places moved into channels: dx = g, moved back."""
     size = node.attributes["blocksize"].as_int()
-    folded = op.Reshape(gradient, op.Concat([-1], op.Shape(node.outputs[0], start=1), axis=0))
+    folded = fold_classes(op, gradient, node.outputs[0])
     return reshape_like(op, op.DepthToSpace(folded, blocksize=size), operand(node, 0))
 
 
