@@ -16,6 +16,7 @@ from onnxplain_export.files import save
 from onnxplain_export.float64 import Array, Arrays
 from onnxplain_export.graph import constant_ints, downstream, is_float, operand, static_dims
 from onnxplain_export.onnx_file import session_of
+from onnxplain_export.rules.windows import Window, known_spatial_size, rounds_up
 
 # Their results are drawn anew each time, or are larger than what they are made of.
 _NOT_FOLDED = {
@@ -31,6 +32,15 @@ _NOT_FOLDED = {
 
 def infer_shapes(model: ir.Model) -> None:
     """Infer types and shapes with onnx, as far as it can."""
+    _infer(model)
+    while _drop_idle_ceil_modes(model.graph):
+        for node in model.graph:
+            for value in node.outputs:
+                value.shape = None
+        _infer(model)
+
+
+def _infer(model: ir.Model) -> None:
     logger = logging.getLogger("onnx_ir")
     level = logger.level
     logger.setLevel(logging.CRITICAL)
@@ -38,6 +48,24 @@ def infer_shapes(model: ir.Model) -> None:
         ShapeInferencePass(check_type=False, strict_mode=False)(model)
     finally:
         logger.setLevel(level)
+
+
+def _drop_idle_ceil_modes(graph: ir.Graph) -> bool:
+    """Drop the `ceil_mode` of poolings where it has no effect, and say whether there were any.
+
+    onnx's inference would count a window more there: one that begins behind the input, and so is none.
+    """
+    found = False
+    for node in graph:
+        if node.op_type in ("AveragePool", "LpPool", "MaxPool") and rounds_up(node):
+            size = known_spatial_size(operand(node, 0))
+            if size is None:
+                continue
+            window = Window.of(node)
+            if window.counts(size, rounds_up=True) == window.counts(size):
+                node.attributes.pop("ceil_mode")
+                found = True
+    return found
 
 
 def run_graph(model: ir.Model, outputs: Sequence[str], feeds: Arrays) -> Arrays:

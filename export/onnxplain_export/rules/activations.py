@@ -17,7 +17,8 @@ TORCH_FUNCTION_KEY = "pkg.torch.onnx.class_hierarchy"
 def relu(op: Op, node: ir.Node, wrt: int, gradient: ir.Value) -> ir.Value:
     """y = max(x, 0): dx = g where y > 0."""
     y = node.outputs[0]
-    return _kept_where(op, op.Greater(y, 0.0), gradient, y)
+    # As y is never negative, it is true as a bool where it is positive: a Cast is faster than Greater.
+    return kept_where(op, op.Cast(y, to=ir.DataType.BOOL), gradient, y)
 
 
 @vjp("Clip", broadcasts=True)
@@ -37,14 +38,14 @@ def clip(op: Op, node: ir.Node, wrt: int, gradient: ir.Value) -> ir.Value:
         chosen = op.Greater(x, high)
         return op.Where(chosen if low is None else op.Or(chosen, op.Greater(low, high)), gradient, 0.0)
     if "aten.clamp" in node.metadata_props.get(TORCH_FUNCTION_KEY, ""):
-        return _kept_where(op, op.Equal(x, y), gradient, y)
+        return kept_where(op, op.Equal(x, y), gradient, y)
     inside = [op.Greater(y, low)] if low is not None else []
     if high is not None:
         inside.append(op.Less(y, high))
-    return _kept_where(op, functools.reduce(op.And, inside), gradient, y) if inside else gradient
+    return kept_where(op, functools.reduce(op.And, inside), gradient, y) if inside else gradient
 
 
-def _kept_where(op: Op, condition: ir.Value, gradient: ir.Value, y: ir.Value) -> ir.Value:
+def kept_where(op: Op, condition: ir.Value, gradient: ir.Value, y: ir.Value) -> ir.Value:
     """Return a gradient of y's type, 0 where the condition doesn't hold.
 
     As a product: onnxruntime's CPU provider takes six times as long for Where (0.81 against 0.13 ms at

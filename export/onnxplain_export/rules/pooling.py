@@ -9,10 +9,11 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
-from onnxplain_export.graph import operand, static_dims
-from onnxplain_export.rules.convolution import Window, spatial_size, transposed_conv
+from onnxplain_export.graph import operand
+from onnxplain_export.rules.convolution import transposed_conv
 from onnxplain_export.rules.registry import Op, UnsupportedCaseError, constant_like, vjp
 from onnxplain_export.rules.shapes import reshape_like, zeros_like
+from onnxplain_export.rules.windows import Window, known_spatial_size, rounds_up, spatial_size
 
 
 @vjp("MaxPool")
@@ -109,45 +110,14 @@ def _window(node: ir.Node) -> Window:
 def _window_sum(op: Op, node: ir.Node, gradient: ir.Value) -> ir.Value:
     """Return for each place of a pooling's input the sum of a gradient over the windows around it."""
     x, window = operand(node, 0), _window(node)
-    size = _windows(node, window)
+    size = known_spatial_size(x)
     # One channel at a time: the window of ones is the same for all of them.
     if size is None:
         single = op.Reshape(gradient, op.Concat([-1, 1], op.Shape(node.outputs[0], start=2), axis=0))
     else:
-        single = op.Reshape(gradient, [-1, 1, *size])
+        single = op.Reshape(gradient, [-1, 1, *window.counts(size, rounds_up=rounds_up(node))])
     ones = constant_like(op, np.ones([1, 1, *window.kernel]), x)
     return reshape_like(op, transposed_conv(op, single, ones, window, spatial_size(op, x)), x)
-
-
-def _spatial_dims(value: ir.Value) -> list[int] | None:
-    """Return a feature map's spatial size, None where it is only known at run time."""
-    dims = static_dims(value)[2:]
-    known = [dim for dim in dims if dim is not None]
-    return known if len(known) == len(dims) else None
-
-
-def _windows(node: ir.Node, window: Window) -> list[int] | None:
-    """Return a pooling's number of windows along each axis, None where they are only known at run time.
-
-    onnx's shape inference can't be asked: it counts windows of `ceil_mode` that begin behind the input.
-    """
-    size = _spatial_dims(operand(node, 0))
-    if size is None:
-        return None
-    numbers = []
-    for length, span, stride, start, end in zip(
-        size, window.spans, window.strides, window.starts, window.ends, strict=True
-    ):
-        room = length + start + end - span
-        number = 1 + room // stride
-        if _rounds_up(node) and room % stride and number * stride < length + start:
-            number += 1
-        numbers.append(number)
-    return numbers
-
-
-def _rounds_up(node: ir.Node) -> bool:
-    return bool(node.attributes.get_int("ceil_mode", 0))
 
 
 def _counts(op: Op, node: ir.Node, window: Window) -> ir.Value:
@@ -157,12 +127,13 @@ def _counts(op: Op, node: ir.Node, window: Window) -> ir.Value:
     beyond that never counts, neither in onnxruntime nor in PyTorch or in onnx's reference evaluator.
     """
     x, y = operand(node, 0), node.outputs[0]
-    rounds_up = _rounds_up(node)
+    is_rounded_up = rounds_up(node)
     counts_pads = bool(node.attributes.get_int("count_include_pad", 0))
-    if not rounds_up and (counts_pads or not any(window.pads)):
+    if not is_rounded_up and (counts_pads or not any(window.pads)):
         return constant_like(op, np.prod(window.kernel), x)
-    size, windows = _spatial_dims(x), _windows(node, window)
-    if size is not None and windows is not None:
+    size = known_spatial_size(x)
+    if size is not None:
+        windows = window.counts(size, rounds_up=is_rounded_up)
         return constant_like(op, _known_counts(size, windows, window, counts_pads), x)
     # The same by a convolution of ones: cheap, as it is that of one channel of one image.
     axes = len(window.kernel)
@@ -174,12 +145,12 @@ def _counts(op: Op, node: ir.Node, window: Window) -> ir.Value:
         )
     else:
         pads = list(window.pads)
-    if rounds_up:
+    if is_rounded_up:
         pads[axes:] = [pad + stride - 1 for pad, stride in zip(pads[axes:], window.strides, strict=True)]
     places = op.Expand(constant_like(op, 1.0, x), op.Concat([1, 1], counted, axis=0))
     ones = constant_like(op, np.ones([1, 1, *window.kernel]), x)
     counts = op.Conv(places, ones, strides=window.strides, dilations=window.dilations, pads=pads)
-    if rounds_up:
+    if is_rounded_up:
         # A window that would begin behind the input is none.
         counts = op.Slice(counts, [0] * axes, op.Shape(y, start=2), list(range(2, 2 + axes)))
     return counts

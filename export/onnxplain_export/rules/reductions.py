@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import onnx_ir as ir
 
 from onnxplain_export.graph import constant_ints, operand, rank, static_dims
@@ -23,11 +24,11 @@ def reduce_sum(op: Op, node: ir.Node, wrt: int, gradient: ir.Value) -> ir.Value:
 def reduce_mean(op: Op, node: ir.Node, wrt: int, gradient: ir.Value) -> ir.Value:
     """Y = mean of x over n elements: dx = g / n, repeated along the axes."""
     x, axes = operand(node, 0), _axes(op, node)
+    kept = _kept(op, node, gradient)
     if isinstance(axes, list):
-        count = element_count(op, x, axes)
-    else:
-        count = op.Div(*(op.Cast(op.Size(value), to=x.dtype) for value in (x, node.outputs[0])))
-    return _repeat(op, node, _kept(op, node, op.Div(gradient, count)))
+        return _mean_gradient(op, x, axes, kept)
+    count = op.Div(*(op.Cast(op.Size(value), to=x.dtype) for value in (x, node.outputs[0])))
+    return _repeat(op, node, op.Div(kept, count))
 
 
 @vjp("ReduceSumSquare")
@@ -92,8 +93,18 @@ def reduce_extreme(op: Op, node: ir.Node, wrt: int, gradient: ir.Value) -> ir.Va
 def global_average_pool(op: Op, node: ir.Node, wrt: int, gradient: ir.Value) -> ir.Value:
     """Y = mean of x over its n places: dx = g / n, repeated over them."""
     x = operand(node, 0)
-    places = list(range(2 - rank(x), 0))
-    return op.Expand(op.Div(gradient, element_count(op, x, places)), op.Shape(x))
+    return _mean_gradient(op, x, list(range(2 - rank(x), 0)), gradient)
+
+
+def _mean_gradient(op: Op, x: ir.Value, axes: list[int], gradient: ir.Value) -> ir.Value:
+    """Return a mean's gradient, whose reduced axes are kept, over their number of elements and repeated."""
+    sizes = [static_dims(x)[axis] if axis in axes else 1 for axis in range(min(axes, default=0), 0)]
+    known = [size for size in sizes if size is not None]
+    if not axes or len(known) < len(sizes):
+        return op.Expand(op.Div(gradient, element_count(op, x, axes)), op.Shape(x))
+    # Divided by so many equal numbers, folded at load, it is repeated too: a third of what Expand takes.
+    count = ir.tensor(np.array([math.prod(known)], x.dtype.numpy() if x.dtype else np.float32))
+    return op.Div(gradient, op.ConstantOfShape(known, value=count))
 
 
 def _axes(op: Op, node: ir.Node) -> list[int] | ir.Value:

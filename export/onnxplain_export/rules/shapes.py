@@ -23,7 +23,29 @@ def reshape_like(op: Op, gradient: ir.Value, primal: ir.Value) -> ir.Value:
 
     The classes are the dimension that Reshape infers: it then stays right when there are none of them.
     """
-    return op.Reshape(gradient, op.Concat([-1], op.Shape(primal), axis=0))
+    return op.Reshape(gradient, op.Concat([-1], *_shape(op, primal), axis=0))
+
+
+def _shape(op: Op, value: ir.Value) -> list[list[int] | ir.Value]:
+    """Return a value's shape in parts, known lengths as constants."""
+    parts: list[list[int] | ir.Value] = []
+    for axis, length in enumerate(static_dims(value)):
+        if length is None:
+            source = _input_of_same_batch(value) if axis == 0 else None
+            parts.append(op.Shape(source or value, start=axis, end=axis + 1))
+        elif parts and isinstance(parts[-1], list):
+            parts[-1].append(length)
+        else:
+            parts.append([length])
+    return parts
+
+
+def _input_of_same_batch(value: ir.Value) -> ir.Value | None:
+    """Return the graph's input whose first axis has the name of a value's: one batch for all of them."""
+    batch = value.shape and value.shape[0]
+    if value.graph is None or not isinstance(batch, ir.SymbolicDim) or batch.value is None:
+        return None
+    return next((given for given in value.graph.inputs if given.shape and given.shape[0] == batch), None)
 
 
 def fold_classes(op: Op, gradient: ir.Value, output: ir.Value) -> ir.Value:
