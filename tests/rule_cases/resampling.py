@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from graphs import Array
-from rule_cases.case import B, Case, H, W, ints, refused, row, x
+from rule_cases.case import B, Case, H, W, fed, ints, refused, row, x
 
 
 def scales(*factors: float) -> Array:
@@ -71,12 +71,45 @@ CASES = [
     row("Resize", "channels last", x(B, 4, 3, 2), None, scales(1, 2, 1.5, 1), mode="linear"),
     row("Resize", "1-D", x(B, 2, 5), None, scales(1, 1, 1.6), mode="linear"),
     row("Resize", "3-D", x(B, 2, 3, 2, 4), None, scales(1, 1, 2, 1.5, 0.5), mode="linear"),
-    refused(
+    row("Resize", "any height and width", x(B, 2, H, W), None, scales(1, 1, 2, 1.5), mode="linear"),
+    row(
         "Resize",
-        "only known at run time .*",
+        "any height and width, to a size",
         x(B, 2, H, W),
         None,
-        scales(1, 1, 2, 2),
+        None,
+        ints(4, 9),
+        mode="linear",
+        axes=[2, 3],
+    ),
+    row(
+        "Resize",
+        "any height and width, to a fed size",
+        x(B, 2, H, W),
+        None,
+        None,
+        fed(4, 9),
+        mode="cubic",
+        axes=[2, 3],
+    ),
+    row(
+        "Resize",
+        "any height and width, corners aligned",
+        x(B, 2, H, W),
+        None,
+        None,
+        fed(4, 9),
+        mode="linear",
+        axes=[-2, -1],
+        coordinate_transformation_mode="align_corners",
+    ),
+    row("Resize", "any height and width, nearest", x(B, 2, H, W), None, scales(1, 1, 2, 0.5), mode="nearest"),
+    refused(
+        "Resize",
+        "only known at run time",
+        x(B, H, W, 2),
+        None,
+        scales(1, 2, 2, 1),
         mode="linear",
     ),
     refused(
