@@ -21,10 +21,9 @@ def conv(op: Op, node: ir.Node, wrt: int, gradient: ir.Value) -> ir.Value:
     x, weights = operand(node, 0), operand(node, 1)
     window = Window.of(node, kernel=static_dims(weights)[2:])
     folded = fold_classes(op, gradient, node.outputs[0])
-    kernel, size = constant(weights), known_spatial_size(x)
-    result = None
-    if kernel is not None and size is not None:
-        result = conv_by_phases(op, node, folded, kernel, window, size)
+    kernel, result = constant(weights), None
+    if kernel is not None:
+        result = conv_by_phases(op, node, folded, kernel, window, known_spatial_size(x))
     if result is None:
         groups = node.attributes.get_int("group", 1)
         result = transposed_conv(op, folded, weights, window, spatial_size(op, x), groups)

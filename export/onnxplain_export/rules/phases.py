@@ -52,7 +52,7 @@ def conv_by_phases(
     gradient: ir.Value,
     kernel: npt.NDArray[Any],
     window: Window,
-    size: Sequence[int],
+    size: Sequence[int] | None,
 ) -> ir.Value | None:
     """Return the data gradient of a Conv, [batch, channels, *size]; None where this form doesn't apply.
 
@@ -63,10 +63,13 @@ def conv_by_phases(
     kernel
         The weights.
     size
-        The spatial size of the input.
+        The spatial size of the input, where it is known; with strides it must be.
     """
-    if math.prod(window.strides) > _MOST:
+    count = math.prod(window.strides)
+    if count > _MOST or (size is None and count > 1):
         return None
+    # Without strides, how much longer the input is than the gradient doesn't depend on its size.
+    size = size or window.spans
     lengths = [-(-length // stride) for length, stride in zip(size, window.strides, strict=True)]
     along = [
         _phases(window, axis, length - number)
@@ -75,6 +78,8 @@ def conv_by_phases(
     if any(min(phase.start, phase.end) < 0 for phases in along for phase in phases):
         return None
     results = [_conv(op, node, gradient, kernel, phases) for phases in itertools.product(*along)]
+    if count == 1:
+        return results[0]
     channels = kernel.shape[1] * node.attributes.get_int("group", 1)
     result = _dovetailed(op, results, channels, lengths, window.strides)
     whole = [length * stride for length, stride in zip(lengths, window.strides, strict=True)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 
 import numpy as np
@@ -26,17 +27,19 @@ def reshape_like(op: Op, gradient: ir.Value, primal: ir.Value) -> ir.Value:
     return op.Reshape(gradient, op.Concat([-1], *_shape(op, primal), axis=0))
 
 
-def _shape(op: Op, value: ir.Value) -> list[list[int] | ir.Value]:
+def _shape(op: Op, value: ir.Value) -> list[list[int | None] | ir.Value]:
     """Return a value's shape in parts, known lengths as constants."""
-    parts: list[list[int] | ir.Value] = []
-    for axis, length in enumerate(static_dims(value)):
-        if length is None:
-            source = _input_of_same_batch(value) if axis == 0 else None
-            parts.append(op.Shape(source or value, start=axis, end=axis + 1))
-        elif parts and isinstance(parts[-1], list):
-            parts[-1].append(length)
-        else:
-            parts.append([length])
+    dims = static_dims(value)
+    parts: list[list[int | None] | ir.Value] = []
+    start = 0
+    source = _input_of_same_batch(value)
+    if source is not None:
+        parts.append(op.Shape(source, start=0, end=1))
+        start = 1
+    for is_known, group in itertools.groupby(dims[start:], lambda size: size is not None):
+        run = list(group)
+        parts.append(run if is_known else op.Shape(value, start=start, end=start + len(run)))
+        start += len(run)
     return parts
 
 
