@@ -18,6 +18,7 @@ from onnxplain.preprocessing import preprocess
 from onnxplain.session import (
     Device,
     Provider,
+    check_size,
     create_session,
     model_name,
     num_classes,
@@ -43,11 +44,14 @@ class Explainer:
         onnxruntime's execution providers, in place of `device`.
     session
         In place of `model`: a session of your own, with an explainer file in it.
+    size
+        Height and width that pictures are brought to, for a file that was exported to take any; by default
+        those of the manifest.
 
     Raises
     ------
     ModelError
-        The file is missing, damaged, not an explainer, or newer than this version.
+        The file is missing, damaged, not an explainer, newer than this version, or takes one size alone.
     ProviderError
         The device or a provider isn't available here.
     """
@@ -62,6 +66,7 @@ class Explainer:
         device: Device = "auto",
         providers: Sequence[Provider] | None = None,
         session: InferenceSession | None = None,
+        size: tuple[int, int] | None = None,
     ) -> None:
         if model is not None and session is None:
             session = create_session(model, device, providers)
@@ -72,6 +77,10 @@ class Explainer:
         self._session = session
         self.manifest = read_manifest(self._session, model_name(model))
         self._num_classes = num_classes(self._session)
+        self._input = self.manifest.input
+        if size is not None:
+            self._input = self._input.at_size(*size)
+            check_size(self._session, *size)
 
     @property
     def providers(self) -> list[str]:
@@ -200,7 +209,7 @@ class Explainer:
         if not class_index or not class_index[0]:
             return [[] for _ in images]
         pictures = [read_image(image) for image in images]
-        prepared = [preprocess(picture, self.manifest.input) for picture in pictures]
+        prepared = [preprocess(picture, self._input) for picture in pictures]
         outputs = self._infer(np.stack([tensor for tensor, _ in prepared]), class_index, layers)
         logits, explained = outputs["logits"], outputs["explained_class"]
         maps = [
@@ -234,7 +243,7 @@ class Explainer:
         names += [name for layer in layers for name in (layer.activations, layer.gradients)]
         feeds: dict[str, NDArray[Any]] = {"image": batch, "class_index": np.array(class_index, np.int64)}
         outputs = dict(zip(names, run(self._session, names, feeds), strict=True))
-        _check_shapes(outputs, feeds["class_index"].shape, layers)
+        _check_shapes(outputs, feeds["class_index"].shape, layers, self._input == self.manifest.input)
         classes = outputs["logits"].shape[1]
         if self.manifest.labels is not None and len(self.manifest.labels) != classes:
             raise ModelError(f"the model has {classes} classes but {len(self.manifest.labels)} labels")
@@ -251,13 +260,17 @@ class Explainer:
 
 
 def _check_shapes(
-    outputs: Mapping[str, NDArray[Any]], rows: tuple[int, ...], layers: Sequence[Layer]
+    outputs: Mapping[str, NDArray[Any]], rows: tuple[int, ...], layers: Sequence[Layer], is_usual_size: bool
 ) -> None:
-    """Compare what came out with the manifest: a graph may leave its outputs' shapes open."""
+    """Compare what came out with the manifest: a graph may leave its outputs' shapes open.
+
+    Where images have another size than the manifest's, so have the maps; gradients are as large as these.
+    """
     batch = rows[0]
     shapes: dict[str, tuple[int, ...]] = {"explained_class": rows}
     for layer in layers:
-        size = (layer.channels, layer.height, layer.width)
+        sides = (layer.height, layer.width) if is_usual_size else outputs[layer.activations].shape[2:]
+        size = (layer.channels, *sides)
         shapes |= {layer.activations: (batch, *size), layer.gradients: (*rows, *size)}
     for name, shape in shapes.items():
         if outputs[name].shape != shape:

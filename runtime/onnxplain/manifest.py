@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal, TypeVar, get_args
 
 from onnxplain.errors import ModelError
@@ -113,6 +113,21 @@ class Preprocessing:
         """
         grey: dict[str, Any] = {"color": "L", "mean": (0.5,), "std": (0.5,)} if channels == 1 else {}
         return cls(channels, height, width, resize=round(min(height, width) / 0.875), **grey)
+
+    def at_size(self, height: int, width: int) -> Preprocessing:
+        """Return the same transform for an input of another size: the picture is resized in proportion.
+
+        Raises
+        ------
+        ModelError
+            The size is out of range.
+        """
+        resize = self.resize
+        if isinstance(resize, tuple):
+            resize = (round(resize[0] * height / self.height), round(resize[1] * width / self.width))
+        elif resize is not None:
+            resize = round(resize * min(height, width) / min(self.height, self.width))
+        return replace(self, height=height, width=width, resize=resize)
 
 
 @dataclass(frozen=True)

@@ -122,6 +122,24 @@ def num_classes(session: InferenceSession) -> int | None:
     return shape[1] if isinstance(shape[1], int) else None
 
 
+def check_size(session: InferenceSession, height: int, width: int) -> None:
+    """Check that a session's model takes images of a size.
+
+    Raises
+    ------
+    ModelError
+        It takes those of another size alone.
+    """
+    own = next(given.shape[2:] for given in session.get_inputs() if given.name == "image")
+    if any(
+        isinstance(side, int) and side != wanted for side, wanted in zip(own, (height, width), strict=True)
+    ):
+        raise ModelError(
+            f"the model takes images of {own[0]}x{own[1]} alone, not of {height}x{width}; "
+            "export it again with --dynamic-size"
+        )
+
+
 def run(
     session: InferenceSession, outputs: Sequence[str], feeds: Mapping[str, NDArray[Any]]
 ) -> list[NDArray[Any]]:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from onnxplain.cli._size import read_size
 from onnxplain.errors import ModelError, SourceError
 from onnxplain.extras import require
 from onnxplain.manifest import Preprocessing
@@ -33,16 +34,6 @@ class OnnxSource:
     labels: None = None
 
 
-def _size(context: click.Context, parameter: click.Parameter, value: str | None) -> tuple[int, int] | None:
-    """Read ``320`` or ``240x320`` as (height, width)."""
-    if value is None:
-        return None
-    sides = value.lower().split("x")
-    if len(sides) > 2 or not all(side.isdecimal() and int(side) > 0 for side in sides):
-        raise click.BadParameter(f"{value!r} is not a size; write 320, or 240x320 for height and width.")
-    return int(sides[0]), int(sides[-1])
-
-
 def source_arguments(command: _Command) -> _Command:
     """Give a command SOURCE and the options on how to load it."""
     for add in (
@@ -56,7 +47,7 @@ def source_arguments(command: _Command) -> _Command:
         click.option(
             "--size",
             metavar="SIZE",
-            callback=_size,
+            callback=read_size,
             help="The input's side, or its height and width: 240x320.",
         ),
         click.option(

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from onnxplain.cli._pictures import Picture, find_pictures, overlay_name
+from onnxplain.cli._size import read_size
 from onnxplain.cli._text import printable, table
 from onnxplain.errors import ImageError
 from onnxplain.files import write_atomically
@@ -55,6 +56,14 @@ _CLEAR_LINE = "\r\x1b[K"
     help="Folder for the overlays and the record.",
 )
 @click.option(
+    "--size",
+    metavar="SIZE",
+    callback=read_size,
+    show_default="the file's own",
+    help="What pictures are brought to, for a file exported with --dynamic-size: 320, or 240x320 for height "
+    "and width.",
+)
+@click.option(
     "--device",
     type=click.Choice(["auto", "cpu", "cuda"]),
     default="auto",
@@ -75,6 +84,7 @@ def command(
     classes: tuple[str, ...],
     method: str,
     output: Path,
+    size: tuple[int, int] | None,
     device: Device,
     colormap: Colormap,
 ) -> None:
@@ -90,7 +100,7 @@ def command(
         raise click.UsageError("--top and --class don't go together.", click.get_current_context())
     from onnxplain import Explainer
 
-    explainer = Explainer(model, device=device)
+    explainer = Explainer(model, device=device, size=size)
     pictures = find_pictures(paths, output)
     targets = [_target(text) for text in classes] or None
     top = None if targets else top or 1
