@@ -19,6 +19,7 @@ from torch import nn
 
 from onnxplain.errors import LayerError, SourceError
 from onnxplain_export.assemble import TracedModel
+from onnxplain_export.attention import FourAxes
 from onnxplain_export.feature_map import Array, FeatureMap, feature_map_of, has_aspect, token_grids
 from onnxplain_export.graph import MODULE_KEY
 from onnxplain_export.layers import ModuleCall, closest_names, without_unread_grids
@@ -265,7 +266,7 @@ def trace(
         PyTorch's exporter can't trace the model.
     """
     batch = image[:1].repeat(2, 1, 1, 1)
-    with evaluation_mode(model), torch.no_grad(), _quiet():
+    with evaluation_mode(model), torch.no_grad(), FourAxes(), _quiet():
         try:
             program = torch.onnx.export(
                 Tapped(model, layers).eval(),
