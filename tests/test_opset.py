@@ -418,7 +418,7 @@ def test_quantizers():
         a = QuantizeLinear (x, s, zero)
         y = DequantizeLinear (a, s, zero)
     }"""
-    for opset in (13, 19, 21, 23):
+    for opset in (10, 13, 19, 21, 23):
         converted = check(model_of(text, opset, SCALAR | {"zero": np.array(3, dtype=np.int8)}))
         assert ops(converted) == ["QuantizeLinear", "DequantizeLinear"]
 
@@ -482,6 +482,21 @@ def test_fused_sum():
     check(model_of(text, 17, None, **{"com.microsoft": 1}))
 
 
+@pytest.mark.parametrize("opset", [13, 21])
+def test_fused_quantizers(opset: int):
+    """They came before the standard's took a scale for each channel."""
+    text = """g (float[N, 6] x) => (float y) {
+        a = com.microsoft.QuantizeLinear <axis = 1> (x, scales, zeros)
+        y = com.microsoft.DequantizeLinear <axis = 1> (a, scales, zeros)
+    }"""
+    scales = {"scales": np.linspace(0.01, 0.02, 6, dtype=np.float32), "zeros": np.arange(6, dtype=np.int8)}
+    converted = check(model_of(text, opset, scales, **{"com.microsoft": 1}))
+    assert ops(converted) == ["QuantizeLinear", "DequantizeLinear"]
+    scales["zeros"] = np.arange(6, dtype=np.int16)
+    with pytest.raises(SourceError, match=r"com\.microsoft::QuantizeLinear .*INT16"):
+        to_design_opset(model_of(text, opset, scales, **{"com.microsoft": 1}))
+
+
 def test_early_layer_normalization():
     """An optimised file has it before opset 17, where the standard got it."""
     text = "g (float[N, 5, 6] x, float[6] s) => (float y) { y = LayerNormalization <epsilon = 0.1> (x, s) }"
@@ -502,6 +517,9 @@ REFUSED = [
     ),
     (21, "float[4, 6] x, float[2, 6] s", "QuantizeLinear <block_size = 2, axis = 0> (x, s)", "by blocks"),
     (21, "float[4, 6] x, float[] s", "QuantizeLinear <output_dtype = 22> (x, s)", "INT4"),
+    (21, "float[4, 6] x, float[] s", "QuantizeLinear <output_dtype = 5> (x, s)", "INT16"),
+    (21, "float[4, 6] x, float[] s, uint16 zero", "QuantizeLinear (x, s, zero)", "UINT16"),
+    (21, "int16[4, 6] x, float[] s", "DequantizeLinear (x, s)", "INT16"),
     (26, "float[4] x, int64 axis", "CumProd (x, axis)", "is newer"),
     (28, IMAGE, 'SpaceToDepth <blocksize = 2, mode = "CRD"> (x)', "mode=CRD"),
 ]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from onnxplain_export.opset_newer import check_quantised
 from onnxplain_export.opset_nodes import Adapter, Emitter
 
 CONTRIB_DOMAIN = "com.microsoft"
@@ -97,6 +98,23 @@ def _fused_mat_mul(op: Emitter) -> None:
     else:
         (product,) = op("MatMul", *operands)
         op("Mul", product, op.constant_like(alpha, op.input(0)), outputs=op.node.output)
+
+
+@_fused("QuantizeLinear")
+def _quantize_linear(op: Emitter) -> None:
+    _quantised(op, op.element_type(op.input(2)))
+
+
+@_fused("DequantizeLinear")
+def _dequantize_linear(op: Emitter) -> None:
+    _quantised(op, op.element_type(op.input(0)))
+
+
+def _quantised(op: Emitter, kind: int) -> None:
+    """Take the standard's, which came later, in place of one that quantises to bytes alike."""
+    check_quantised(op, kind)
+    op.node.domain = ""
+    op.keep()
 
 
 @_fused("SkipLayerNormalization")

@@ -16,6 +16,7 @@ from onnxplain_export.opset_nodes import EARLY, OPSET, Adapter, Emitter, types_o
 # The tensor types of opset 20 end here; later ones are those of two and four bits.
 LAST_TYPE = TensorProto.FLOAT8E5M2FNUZ
 _HALVES = frozenset({TensorProto.FLOAT16, TensorProto.BFLOAT16})
+_WIDE = frozenset({TensorProto.INT16, TensorProto.UINT16})
 
 _LOWER: dict[str, Adapter] = {}
 
@@ -144,29 +145,31 @@ def _group_normalization(op: Emitter) -> None:
 @_lowers("QuantizeLinear")
 def _quantize_linear(op: Emitter) -> None:
     kind = op.take("output_dtype", 0)
-    if kind > LAST_TYPE:
-        raise op.refused(f"its output is of type {TensorProto.DataType.Name(kind)}")
+    check_quantised(op, kind or op.element_type(op.input(2)))
     if kind and not op.input(2):
         if op.rank(op.input(1)) != 0:
             raise op.refused("it has an output_dtype and no zero point; give it one")
         op.set_input(2, op.constant(0, helper.tensor_dtype_to_np_dtype(kind)))
     op.attributes.pop("output_dtype", None)
-    _quantized(op)
+    _relabel(op)
 
 
 @_lowers("DequantizeLinear")
 def _dequantize_linear(op: Emitter) -> None:
     kind = op.take("output_dtype", 0)
+    check_quantised(op, op.element_type(op.input(0)))
     if kind and kind != op.element_type(op.input(1)):
         raise op.refused("its output is of another type than its scale")
     op.attributes.pop("output_dtype", None)
-    _quantized(op)
+    _relabel(op)
 
 
-def _quantized(op: Emitter) -> None:
+def check_quantised(op: Emitter, kind: int) -> None:
+    """Check that opset 20 can quantise as a node does, to numbers of a type."""
     if op.attributes.get("block_size"):
         raise op.refused("it quantises by blocks; quantise by tensor or channel")
-    _relabel(op)
+    if kind in _WIDE or kind > LAST_TYPE:
+        raise op.refused(f"it quantises to {TensorProto.DataType.Name(kind)}; quantise to eight bits")
 
 
 @_lowers("CastLike")

@@ -27,6 +27,8 @@ _STAND_INS = {
     "BiasGelu": "Identity",
     "QuickGelu": "Identity",
     "SkipLayerNormalization": "Identity",
+    "QuantizeLinear": "QuantizeLinear",
+    "DequantizeLinear": "DequantizeLinear",
 }
 
 
