@@ -175,7 +175,7 @@ def path_operators(path: Path, layer: Layer) -> dict[str, int]:
     outputs = {value.name: value for value in graph.outputs}
     folded = skip_identities(outputs[layer.activations])
     tap = skip_identities(FeatureMap.of_layer(layer).unfolded(folded))
-    on_path = downstream(graph, [tap], floats_only=True) & upstream([outputs["logits"]]) - {tap}
+    on_path = downstream(graph, [tap], with_gradient=True) & upstream([outputs["logits"]]) - {tap}
     return Counter(node.op_type for node in graph if not on_path.isdisjoint(node.outputs))
 
 

@@ -14,7 +14,7 @@ from onnxplain.errors import LayerError
 from onnxplain.manifest import METADATA_KEY, Manifest
 from onnxplain_export.differentiate import differentiate
 from onnxplain_export.feature_map import FeatureMap
-from onnxplain_export.graph import downstream, is_float, skip_identities, upstream
+from onnxplain_export.graph import before_quantiser, downstream, is_float, skip_identities, upstream
 from onnxplain_export.rules.guided import GUIDED_RULES
 from onnxplain_export.rules.registry import Op, constant_like
 from onnxplain_export.selector import select_classes
@@ -77,11 +77,13 @@ def assemble(traced: TracedModel, *, input_gradient: bool = False, guided: bool 
     # Inside, the classes are the outermost axis; the caller's shape is [batch, classes].
     selected = op.Transpose(classes.index, perm=[1, 0])
     sources = [*targets.values(), *([traced.image] if input_gradient else [])]
-    gradients = differentiate(op, graph, logits, selected, sources)
+    # A logit that its own quantiser cuts off is explained all the same: it is just what is asked about.
+    scores = before_quantiser(logits)
+    gradients = differentiate(op, graph, scores, selected, sources)
     image_gradients = {IMAGE_GRADIENTS: gradients[-1]} if input_gradient else {}
     if guided:
         (image_gradients[GUIDED_IMAGE_GRADIENTS],) = differentiate(
-            op, graph, logits, selected, [traced.image], GUIDED_RULES
+            op, graph, scores, selected, [traced.image], GUIDED_RULES
         )
 
     nan = constant_like(op, np.nan, logits)
@@ -145,7 +147,7 @@ def _values(graph: ir.Graph) -> list[ir.Value]:
 def _check_paths(graph: ir.Graph, logits: ir.Value, targets: dict[str, ir.Value]) -> None:
     sources = upstream([logits])
     for name, target in targets.items():
-        if target not in sources or logits not in downstream(graph, [target], floats_only=True):
+        if target not in sources or logits not in downstream(graph, [target], with_gradient=True):
             raise LayerError(
                 f"the logits don't depend on the layer {name!r}; choose one between the image and the logits"
             )

@@ -62,7 +62,7 @@ def differentiate(
     UnsupportedOperatorError
         An operator between a target and the logits has no rule.
     """
-    wanted = downstream(graph, targets, floats_only=True)
+    wanted = downstream(graph, targets, with_gradient=True)
     _check_known(graph, logits, wanted)
     arrived: dict[ir.Value, list[Gradient]] = {logits: [Selection(classes, logits)]}
     totals: dict[ir.Value, Gradient] = {}
@@ -136,6 +136,11 @@ def _check_known(graph: ir.Graph, logits: ir.Value, wanted: set[ir.Value]) -> No
             continue
         if not wanted.isdisjoint(taken_by_branches(node)):
             raise _missing_rule(node)
+        if node.op_type != "DequantizeLinear" and _takes_quantised(node, wanted):
+            raise UnsupportedOperatorError(
+                f"there is no gradient rule for {node.op_type} of quantised numbers ({_place(node)}); "
+                "choose a layer after it, or quantise in the QDQ format"
+            )
         if not wanted.isdisjoint(node.inputs):
             for output in node.outputs:
                 if output.dtype is None or (is_float(output) and output.shape is None):
@@ -145,6 +150,10 @@ def _check_known(graph: ir.Graph, logits: ir.Value, wanted: set[ir.Value]) -> No
                         f"the type or the rank of {output.name!r} is unknown ({_place(node)}); "
                         "run onnx's shape inference on the model first"
                     )
+
+
+def _takes_quantised(node: ir.Node, wanted: set[ir.Value]) -> bool:
+    return any(value in wanted and not is_float(value) for value in node.inputs if value is not None)
 
 
 def _rule_of(node: ir.Node, rules: Mapping[str, Entry] = RULES) -> Entry:

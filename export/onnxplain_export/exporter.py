@@ -167,7 +167,7 @@ def export(
     with moved_into_place(destination) as draft:
         save(traced.model, draft)
         progress(f"verifying the file against {front.reference}")
-        outputs = run_file(draft, probe, checked)
+        outputs = run_file(draft, traced.model, probe, checked)
         expected = front.expected(probe, outputs, layers)
         verification = compare(probe, rules, outputs, expected, checked)
         manifest = replace(manifest, verification=verification.summary())

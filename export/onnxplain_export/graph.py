@@ -8,6 +8,8 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
+from onnxplain_export.quantised_numbers import dequantised
+
 #: Under this key a front end notes on a node the module of the source that it came from.
 MODULE_KEY = "onnxplain.module"
 
@@ -39,14 +41,32 @@ def operand(node: ir.Node, index: int) -> ir.Value:
 
 
 def is_float(value: ir.Value) -> bool:
-    """Say whether a value is of a floating-point type: only through such values do gradients flow."""
+    """Say whether a value is of a floating-point type."""
     return value.dtype is not None and value.dtype.is_floating_point()
 
 
+def has_gradient(value: ir.Value) -> bool:
+    """Say whether a gradient can come back through a value.
+
+    It is a floating-point number, or a whole number that a quantiser made of one and that stands for it.
+    """
+    producer = value.producer()
+    return is_float(value) or (producer is not None and producer.op_type == "QuantizeLinear")
+
+
 def constant(value: ir.Value | None) -> npt.NDArray[np.generic] | None:
-    """Return the array behind an initializer or a Constant node, None for anything computed."""
+    """Return the array behind an initializer or a Constant node, None for anything computed.
+
+    What is kept in whole numbers comes dequantised.
+    """
     if value is None:
         return None
+    node = value.producer()
+    if node is not None and node.op_type == "DequantizeLinear":
+        numbers, scale, zero = (constant(source) for source in [*node.inputs, None][:3])
+        if numbers is None or scale is None:
+            return None
+        return dequantised(numbers, scale, zero, node.attributes.get_int("axis", 1))
     tensor = ir.convenience.get_const_tensor(value)
     return None if tensor is None else tensor.numpy()
 
@@ -72,6 +92,22 @@ def skip_identities(value: ir.Value) -> ir.Value:
     return value
 
 
+def before_quantiser(value: ir.Value) -> ir.Value:
+    """Return the number that a value is the quantised form of; the value itself where it is none."""
+    dequantiser = value.producer()
+    if dequantiser is None or dequantiser.op_type != "DequantizeLinear":
+        return value
+    quantiser = operand(dequantiser, 0).producer()
+    if quantiser is None or quantiser.op_type != "QuantizeLinear":
+        return value
+    return operand(quantiser, 0)
+
+
+def is_quantised(graph: ir.Graph) -> bool:
+    """Say whether any number of a graph is quantised when it runs."""
+    return any(node.op_type == "QuantizeLinear" for node in graph)
+
+
 def taken_by_branches(node: ir.Node) -> set[ir.Value]:
     """Return the values that a node's branches or loop body take, those from around the node among them."""
     return {
@@ -84,18 +120,18 @@ def taken_by_branches(node: ir.Node) -> set[ir.Value]:
     }
 
 
-def downstream(graph: ir.Graph, sources: Iterable[ir.Value], *, floats_only: bool = False) -> set[ir.Value]:
+def downstream(graph: ir.Graph, sources: Iterable[ir.Value], *, with_gradient: bool = False) -> set[ir.Value]:
     """Return every value that is computed from any of `sources`, themselves included.
 
     Parameters
     ----------
-    floats_only
-        Follow floating-point values only: the ones that a gradient can come back through.
+    with_gradient
+        Follow only the values that a gradient can come back through.
     """
     reached: set[ir.Value | None] = set(sources)
     for node in graph:
         if not reached.isdisjoint([*node.inputs, *taken_by_branches(node)]):
-            reached.update(output for output in node.outputs if not floats_only or is_float(output))
+            reached.update(output for output in node.outputs if not with_gradient or has_gradient(output))
     return {value for value in reached if value is not None}
 
 

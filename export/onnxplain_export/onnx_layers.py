@@ -4,7 +4,16 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
-from onnxplain_export.graph import constant, downstream, ints, operand, rank, static_dims, upstream
+from onnxplain_export.graph import (
+    before_quantiser,
+    constant,
+    downstream,
+    ints,
+    operand,
+    rank,
+    static_dims,
+    upstream,
+)
 
 _REARRANGING = {
     "Identity",
@@ -20,15 +29,22 @@ _REARRANGING = {
     "Gather",
     "Pad",
 }
+_QUANTISERS = ("QuantizeLinear", "DequantizeLinear")
 
 
 def same_as_input(node: ir.Node) -> bool:
     """Say whether a node puts out what it takes in, arranged in another way."""
+    node = _quantised_node(node)
     if node.op_type in _REARRANGING:
         return True
     # As an adaptive pooling to the size that the maps have already.
     is_pool = node.op_type in ("AveragePool", "MaxPool")
     return is_pool and set(ints(node, "kernel_shape", [0])) == {1} and set(ints(node, "strides", [1])) == {1}
+
+
+def _quantised_node(node: ir.Node) -> ir.Node:
+    """Return the node whose output a node puts out quantised; any other node itself."""
+    return before_quantiser(node.outputs[0]).producer() or node
 
 
 def in_attention(graph: ir.Graph) -> set[ir.Value]:
@@ -40,7 +56,7 @@ def in_attention(graph: ir.Graph) -> set[ir.Value]:
     """
     inside: set[ir.Value] = set()
     order = {node: index for index, node in enumerate(graph)}
-    computed = downstream(graph, graph.inputs, floats_only=True)
+    computed = downstream(graph, graph.inputs, with_gradient=True)
     for node in graph:
         if node.op_type == "MatMul" and _is_of_scores(node):
             source = _dominator(node, order, computed)
@@ -54,7 +70,7 @@ def in_attention(graph: ir.Graph) -> set[ir.Value]:
 
 def is_final_norm(graph: ir.Graph, node: ir.Node, attention: set[ir.Value]) -> bool:
     """Say whether a node is a transformer's last normalisation: the features are those that it follows."""
-    if node.op_type != "LayerNormalization":
+    if _quantised_node(node).op_type != "LayerNormalization":
         return False
     reached: set[ir.Value] = {node.outputs[0]}
     for other in graph:
@@ -69,7 +85,8 @@ def _is_of_scores(node: ir.Node) -> bool:
     """Say whether a product's first factor is a Softmax's result, and its second one is computed too."""
     scores = operand(node, 0)
     producer = scores.producer()
-    while producer is not None and producer.op_type in ("Dropout", "Cast", "Identity", "Reshape", "Where"):
+    passing = ("Dropout", "Cast", "Identity", "Reshape", "Where", *_QUANTISERS)
+    while producer is not None and producer.op_type in passing:
         scores = operand(producer, 1 if producer.op_type == "Where" else 0)
         producer = scores.producer()
     is_softmax = producer is not None and producer.op_type == "Softmax"
@@ -107,7 +124,7 @@ def _before_projection(value: ir.Value) -> ir.Value:
             value = factors[0]
         elif _is_projection(node):
             found = value = operand(node, 0)
-        elif node.op_type in _REARRANGING and rank(value) > 0:
+        elif node.op_type in (*_REARRANGING, *_QUANTISERS) and rank(value) > 0:
             value = operand(node, 0)
         else:
             break

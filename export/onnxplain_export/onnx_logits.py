@@ -9,7 +9,7 @@ from onnxplain.manifest import Activation
 from onnxplain_export.graph import is_float, operand, static_dims
 from onnxplain_export.rules.registry import Op
 
-_COPIES = ("Identity", "Dropout", "Cast")
+_COPIES = ("Identity", "Dropout", "Cast", "QuantizeLinear", "DequantizeLinear")
 RESHAPES = ("Reshape", "Flatten", "Squeeze", "Unsqueeze")
 # Tails that put out labels in place of numbers; their first input has the numbers.
 _LABELS = ("ArgMax", "ZipMap", "TopK")

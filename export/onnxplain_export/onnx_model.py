@@ -20,7 +20,15 @@ from onnxplain.manifest import Activation, Layer, Preprocessing
 from onnxplain_export.assemble import IMAGE_GRADIENTS, INPUT, LOGITS, TracedModel
 from onnxplain_export.feature_map import Array, FeatureMap, feature_map_of, has_aspect, token_grids
 from onnxplain_export.float64 import Arrays
-from onnxplain_export.graph import downstream, is_float, operand, static_dims, taken_by_branches, upstream
+from onnxplain_export.graph import (
+    downstream,
+    has_gradient,
+    is_float,
+    operand,
+    static_dims,
+    taken_by_branches,
+    upstream,
+)
 from onnxplain_export.layers import (
     LayerCandidate,
     ModuleCall,
@@ -158,7 +166,7 @@ class OnnxModel:
         names = {value: name for name, value in reversed(list(self._layer_values.items()))}
         calls = []
         for node, value in [(producer, value) for producer in graph for value in producer.outputs]:
-            if value not in reached or value is logits or node.name == _LAYOUT_NODE:
+            if value not in reached or value is logits or node.name == _LAYOUT_NODE or not is_float(value):
                 continue
             dims = static_dims(value)
             is_known = len(dims) > 1 and dims[0] is None and None not in dims[1:]
@@ -471,15 +479,15 @@ def _values_by_name(graph: ir.Graph) -> dict[str, ir.Value]:
 
 
 def _differentiable(graph: ir.Graph, source: ir.Value, logits: ir.Value) -> set[ir.Value]:
-    """Return the values between two that a gradient reaches: all on a path of floating-point values."""
+    """Return the values between two that a gradient reaches."""
     behind = {source}
     for node in graph:
         if node.op_type not in NO_GRADIENT and not behind.isdisjoint(_taken(node)):
-            behind.update(value for value in node.outputs if is_float(value))
+            behind.update(value for value in node.outputs if has_gradient(value))
     before = {logits}
     for node in reversed(list(graph)):
         if node.op_type not in NO_GRADIENT and not before.isdisjoint(node.outputs):
-            before.update(value for value in _taken(node) if is_float(value))
+            before.update(value for value in _taken(node) if has_gradient(value))
     return behind & before
 
 
@@ -491,7 +499,7 @@ def _where_path_ends(graph: ir.Graph, source: ir.Value, logits: ir.Value) -> ir.
         for node in graph
         if not behind.isdisjoint(node.outputs)
         and not behind.isdisjoint(_taken(node))
-        and (node.op_type in NO_GRADIENT or not all(is_float(value) for value in node.outputs))
+        and (node.op_type in NO_GRADIENT or not all(has_gradient(value) for value in node.outputs))
     )
 
 

@@ -12,6 +12,8 @@ import numpy.typing as npt
 from onnx.reference.op_run import OpRun
 from onnx.reference.ops import op_max_pool, op_resize
 
+from onnxplain_export.quantised_numbers import along, dequantised
+
 Array = npt.NDArray[Any]
 
 _erf = np.vectorize(math.erf, otypes=[np.float64])
@@ -443,10 +445,38 @@ class Resize(_Resize):  # type: ignore[misc]
         return (x,)
 
 
+class QuantizeLinear(OpRun):
+    """Without the rounding, between whose steps nothing would change: what is left is the cut at the ends.
+
+    So are the gradient rules, which go straight through.
+    """
+
+    op_domain = ""
+
+    def _run(
+        self, x: Array, scale: Array, zero: Array | None = None, axis: int = 1, **attributes: Any
+    ) -> tuple[Any, ...]:
+        zero = np.zeros((), np.uint8) if zero is None else zero
+        ends = np.iinfo(zero.dtype)
+        return (np.clip(x / along(scale, x, axis) + along(zero, x, axis), ends.min, ends.max),)
+
+
+class DequantizeLinear(OpRun):
+    """The evaluator's own takes whole numbers alone, and computes in float32."""
+
+    op_domain = ""
+
+    def _run(
+        self, x: Array, scale: Array, zero: Array | None = None, axis: int = 1, **attributes: Any
+    ) -> tuple[Any, ...]:
+        return (dequantised(x, scale, zero, axis),)
+
+
 OPERATORS = [
     AveragePool,
     Col2Im,
     ConvTranspose,
+    DequantizeLinear,
     Erf,
     GatherElements,
     GatherND,
@@ -459,6 +489,7 @@ OPERATORS = [
     MaxPool,
     MaxUnpool,
     MeanVarianceNormalization,
+    QuantizeLinear,
     Resize,
     ScatterElements,
     ScatterND,

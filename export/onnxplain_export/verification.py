@@ -9,6 +9,11 @@ Two questions are asked, each where it can be answered sharply:
    the source is at hand, else against the same graph in float64. Float32 rounds, and near a ReLU's zero
    rounding switches a unit on or off. That changes single elements by much and the others not at all: so the
    median error is held tightly and the total loosely.
+
+Quantisers round too, to steps that have no slope. In float64 they are taken away, but for the cut at the ends
+of their range: there the rules, which let the gradient straight through, are exact. The file is compared with
+float64 at the whole numbers that it has itself. Computed anew, a number halfway between two steps could be
+rounded to the other one, which moves those behind it: some layers on, most are others.
 """
 
 from __future__ import annotations
@@ -30,7 +35,8 @@ from onnxplain_export.assemble import CLASS_INDEX, EXPLAINED, IMAGE_GRADIENTS, I
 from onnxplain_export.feature_map import FeatureMap
 from onnxplain_export.files import save
 from onnxplain_export.float64 import Array, Arrays, Float64Graph
-from onnxplain_export.graph import downstream, skip_identities
+from onnxplain_export.graph import before_quantiser, downstream, is_quantised, skip_identities
+from onnxplain_export.ranges import Range, range_of
 
 REFERENCE = "float64 directional derivatives"
 LOGITS_TOLERANCE = 1e-4
@@ -122,7 +128,7 @@ def verify(path: str | os.PathLike[str]) -> Verification:
     probe = Probe.draw(manifest.input, _num_classes(model, file))
     try:
         layers = differentiated_layers(model, manifest)
-        outputs = run_file(file, probe, layers)
+        outputs = run_file(file, model, probe, layers)
         rules = check_rules(model, layers, probe)
         expected = float64_outputs(model, layers, probe)
     except VerificationError:
@@ -158,11 +164,11 @@ def _num_classes(model: ir.Model, file: Path) -> int:
     return shape[1]
 
 
-def run_file(path: Path, probe: Probe, layers: Sequence[Layer]) -> Arrays:
-    """Run the written file on a probe, in float32 with onnxruntime's CPU provider."""
+def run_file(path: Path, model: ir.Model, probe: Probe, layers: Sequence[Layer]) -> Arrays:
+    """Run the file that a model was written to on a probe, in float32 with onnxruntime's CPU provider."""
     tensors = [name for layer in layers for name in (layer.activations, layer.gradients) if name != INPUT]
     names = [LOGITS, EXPLAINED, *tensors]
-    session = _session(path)
+    session = _session(path, model)
     results = session.run(names, {INPUT: probe.image, CLASS_INDEX: probe.class_index})
     return dict(zip(names, results, strict=True))
 
@@ -251,25 +257,27 @@ def check_rules(model: ir.Model, layers: Sequence[Layer], probe: Probe) -> float
 
 def _rules_error(model: ir.Model, layer: Layer, probe: Probe, weights: Arrays) -> float:
     tap = _tap(model, layer)
+    scores = _scores(model)
     inputs = [tap, *_side_inputs(model, tap)]
     values = _evaluate(model, inputs, probe)
-    outputs = [LOGITS, EXPLAINED, layer.gradients]
+    outputs = [scores, EXPLAINED, layer.gradients]
     whole = Float64Graph(model, [*inputs, CLASS_INDEX], outputs, weights)
-    forward = Float64Graph(model, inputs, [LOGITS], weights)
+    forward = Float64Graph(model, inputs, [scores], weights)
     generator = np.random.default_rng(1)
     maps = FeatureMap.of_layer(layer)
     folded = (len(probe.image), maps.channels, maps.height, maps.width)
     activations = values[tap].astype(np.float64)
     size = max(float(np.sqrt(np.mean(np.square(activations)))), 1e-3)
+    possible = range_of(_values(model)[tap])
     best = np.inf
     for _ in range(POINTS):
-        values[tap] = activations + 0.01 * size * maps.unfold(generator.standard_normal(folded))
+        moved = activations + 0.01 * size * maps.unfold(generator.standard_normal(folded))
+        values[tap] = _inside(moved, possible)
         point = whole.run({**values, CLASS_INDEX: probe.class_index})
+        found = [point[name] for name in outputs]
         directions = size * generator.standard_normal((DIRECTIONS, *folded))
         errors = [
-            _errors_along(
-                direction, maps.unfold(direction), forward, values, tap, point, point[layer.gradients]
-            )
+            _errors_along(direction, maps.unfold(direction), forward, values, tap, *found)
             for direction in directions
         ]
         if np.isnan(errors).all():
@@ -289,7 +297,8 @@ def _errors_along(
     forward: Float64Graph,
     values: Arrays,
     tap: str,
-    point: Arrays,
+    scores: Array,
+    explained: Array,
     gradients: Array,
 ) -> Array:
     """Return the relative errors of the derivatives along a direction, [batch, classes].
@@ -302,8 +311,8 @@ def _errors_along(
     typical = np.sqrt(np.square(gradients).sum(axis=(2, 3, 4)) * np.mean(np.square(direction)))
     best = np.full(predicted.shape, np.nan)
     for step in STEPS:
-        measured = _difference(forward, values, tap, laid_out, step, point[EXPLAINED])
-        noise = ROUNDING * np.abs(point[LOGITS]).max() / step
+        measured = _difference(forward, values, tap, laid_out, step, explained)
+        noise = ROUNDING * np.abs(scores).max() / step
         scale = np.maximum(np.maximum(typical, np.abs(measured)), np.finfo(np.float64).tiny)
         error = np.abs(predicted - measured) / scale
         best = np.fmin(best, np.where(noise <= RULES_TOLERANCE * scale, error, np.nan))
@@ -312,13 +321,26 @@ def _errors_along(
     return best
 
 
+def _inside(numbers: Array, possible: Range) -> Array:
+    """Return numbers with those outside a range mirrored at its end, whose cut they would meet."""
+    if np.isfinite(possible.low):
+        numbers = possible.low + np.abs(numbers - possible.low)
+    if np.isfinite(possible.high):
+        numbers = possible.high - np.abs(possible.high - numbers)
+    return numbers
+
+
 def float64_outputs(model: ir.Model, layers: Sequence[Layer], probe: Probe) -> Arrays:
-    """Return the logits and gradients that the graph has in float64, from float32 activations."""
+    """Return the logits and gradients that the graph has in float64, from float32 activations.
+
+    The numbers that quantisers put out are those of float32, too.
+    """
     outputs: Arrays = {}
     weights: Arrays = {}
+    quantised = _quantised(model)
     for layer in layers:
         tap = _tap(model, layer)
-        inputs = [tap, *_side_inputs(model, tap)]
+        inputs = list(dict.fromkeys([tap, *_side_inputs(model, tap), *quantised]))
         part = Float64Graph(model, [*inputs, CLASS_INDEX], [LOGITS, layer.gradients], weights)
         outputs |= part.run({**_evaluate(model, inputs, probe), CLASS_INDEX: probe.class_index})
     return outputs
@@ -352,15 +374,33 @@ def _tap(model: ir.Model, layer: Layer) -> str:
     return name
 
 
+def _values(model: ir.Model) -> dict[str | None, ir.Value]:
+    computed = (value for node in model.graph for value in node.outputs)
+    return {value.name: value for value in (*model.graph.inputs, *computed)}
+
+
+def _scores(model: ir.Model) -> str:
+    """Return the name of what the gradients are those of: the logits, before they are quantised."""
+    name = before_quantiser(skip_identities(_values(model)[LOGITS])).name
+    assert name is not None
+    return name
+
+
+def _quantised(model: ir.Model) -> list[str]:
+    """Return the names of the whole numbers that quantisers make of what depends on the image."""
+    graph = model.graph
+    computed = downstream(graph, [_values(model)[INPUT]])
+    outputs = (node.outputs[0] for node in graph if node.op_type == "QuantizeLinear")
+    return [value.name for value in outputs if value in computed and value.name is not None]
+
+
 def _side_inputs(model: ir.Model, tap: str) -> list[str]:
     """Return the values that nodes behind the layer take from before it, other than constants."""
     if tap == INPUT:
         return []
-    graph = model.graph
-    by_name = {value.name: value for node in graph for value in node.outputs}
-    behind = downstream(graph, [by_name[tap]])
-    image = next(value for value in graph.inputs if value.name == INPUT)
-    before = downstream(graph, [image]) - behind
+    graph, values = model.graph, _values(model)
+    behind = downstream(graph, [values[tap]])
+    before = downstream(graph, [values[INPUT]]) - behind
     crossing = (
         value.name
         for node in graph
@@ -372,19 +412,29 @@ def _side_inputs(model: ir.Model, tap: str) -> list[str]:
 
 
 def _evaluate(model: ir.Model, names: list[str], probe: Probe) -> Arrays:
-    """Evaluate values of a model in float32."""
-    if names == [INPUT]:
-        return {INPUT: probe.image}
-    part = ir.convenience.extract(model.graph, [INPUT], names)
-    with tempfile.TemporaryDirectory() as folder:
-        file = Path(folder) / "part.onnx"
-        save(ir.Model(part, ir_version=model.ir_version), file)
-        results = _session(file).run(names, {INPUT: probe.image})
-    return dict(zip(names, results, strict=True))
+    """Evaluate values of a model in float32, as its file does."""
+    found = {INPUT: probe.image}
+    computed = [name for name in names if name not in found]
+    if computed:
+        part = ir.convenience.extract(model.graph, [INPUT], computed)
+        with tempfile.TemporaryDirectory() as folder:
+            file = Path(folder) / "part.onnx"
+            save(ir.Model(part, ir_version=model.ir_version), file)
+            results = _session(file, model).run(computed, found)
+        found.update(zip(computed, results, strict=True))
+    return {name: found[name] for name in names}
 
 
-def _session(file: Path) -> onnxruntime.InferenceSession:
+def _session(file: Path, model: ir.Model) -> onnxruntime.InferenceSession:
+    """Load the file of a model or of a part of it.
+
+    A quantised one runs as it's written. Optimising, onnxruntime joins the nodes between quantisers into ones
+    of whole numbers. These round otherwise, and which it joins depends on what else is asked of the file: the
+    logits of one network then differ by per cents.
+    """
     options = onnxruntime.SessionOptions()
+    if is_quantised(model.graph):
+        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     # Beside PyTorch's threads, waiting ones of onnxruntime would only take time from them.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     options.log_severity_level = 3
@@ -395,8 +445,8 @@ def _difference(
     forward: Float64Graph, values: Arrays, name: str, direction: Array, step: float, classes: Array
 ) -> Array:
     """Return the central difference of the explained logits along a direction, [batch, classes]."""
-    ahead, behind = (
-        forward.run({**values, name: values[name] + sign * step * direction})[LOGITS] for sign in (1, -1)
+    (ahead,), (behind,) = (
+        forward.run({**values, name: values[name] + sign * step * direction}).values() for sign in (1, -1)
     )
     return np.take_along_axis((ahead - behind) / (2 * step), classes, axis=1)
 

@@ -11,6 +11,7 @@ from onnxplain_export.rules import (  # noqa: F401  (importing a family register
     linear,
     normalization,
     pooling,
+    quantization,
     reductions,
     resampling,
     scattering,

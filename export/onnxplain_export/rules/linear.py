@@ -65,10 +65,29 @@ def selected_row(op: Op, node: ir.Node, wrt: int, selection: Selection) -> ir.Va
     if not plain or rank(node.outputs[0]) != 2 or bool(attributes.get_int("transA", 0)):
         return None
     if attributes.get_int("transB", 0):
-        rows = op.Gather(weights, selection.classes, axis=0)
+        rows = _gathered(op, weights, selection.classes, axis=0)
     else:
-        rows = op.Transpose(op.Gather(weights, selection.classes, axis=1), perm=[1, 2, 0])
+        rows = op.Transpose(_gathered(op, weights, selection.classes, axis=1), perm=[1, 2, 0])
     return _scaled(op, rows, attributes.get_float("alpha", 1.0))
+
+
+def _gathered(op: Op, weights: ir.Value, indices: ir.Value, axis: int) -> ir.Value:
+    """Gather rows or columns of constant weights.
+
+    Of weights kept in whole numbers, what is gathered is dequantised; else all would be, in every run.
+    """
+    node = weights.producer()
+    if node is None or node.op_type != "DequantizeLinear":
+        return op.Gather(weights, indices, axis=axis)
+    numbers, scale, zero = [*node.inputs, None][:3]
+    known = constant(scale)
+    if known is not None and known.size == 1:
+        return op.DequantizeLinear(op.Gather(numbers, indices, axis=axis), scale, zero)
+    if node.attributes.get_int("axis", 1) % 2 != axis or np.any(constant(zero)):
+        return op.Gather(weights, indices, axis=axis)
+    gathered = op.Cast(op.Gather(numbers, indices, axis=axis), to=weights.dtype)
+    scales = op.Gather(scale, indices)
+    return op.Mul(gathered, op.Unsqueeze(scales, [-1]) if axis == 0 else scales)
 
 
 def _scaled(op: Op, value: ir.Value, factor: float) -> ir.Value:
