@@ -108,6 +108,36 @@ def test_broadcasting_and_batch(body):
     check(body, "x", **{name: array for name, array in constants.items() if re.search(rf"\b{name}\b", body)})
 
 
+@pytest.mark.parametrize(
+    "cut",
+    [
+        pytest.param("s = Slice(t, one, three, two)", id="a part"),
+        pytest.param("n = Shape<start=2>(t)  s = Slice(t, one, n, two)", id="a part up to a computed end"),
+        pytest.param("s = Gather<axis=2>(t, picked)", id="two places"),
+        pytest.param("s = Pad(t, crop)", id="a crop"),
+        pytest.param("m = Sub(two, three)  p = Concat<axis=0>(none, m)  s = Pad(t, p)", id="computed widths"),
+    ],
+)
+def test_a_cut_between_transposes(cut):
+    """Its gradient is padded between transposes, which onnxruntime's optimizer moves."""
+    constants = {
+        "one": np.array([1]),
+        "two": np.array([2]),
+        "three": np.array([3]),
+        "picked": np.array([2, 0]),
+        "crop": np.array([0, 0, -1, 0, 0, 0]),
+        "none": np.array([0, 0, 0, 0, 0]),
+        "sizes": np.array([-1, 3, 2]),
+        "w": drawn(4, 4),
+    }
+    body = (
+        f"r = Reshape(x, sizes)  t = Transpose<perm=[0,2,1]>(r)  {cut}"
+        "  u = Transpose<perm=[0,2,1]>(s)  f = Flatten(u)  logits = MatMul(f, w)"
+    )
+    used = {name: array for name, array in constants.items() if re.search(rf"\b{name}\b", body)}
+    check(body, "x", size=6, **used)
+
+
 def test_batches_that_depend_on_each_other():
     check("s = ReduceMean(x, zero)  y = Mul(x, s)  logits = MatMul(y, w)", "x", w=W, zero=np.array([0]))
 

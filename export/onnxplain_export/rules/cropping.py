@@ -8,7 +8,7 @@ import numpy as np
 import onnx_ir as ir
 
 from onnxplain_export.graph import constant_ints, operand, rank, static_dim, static_dims
-from onnxplain_export.rules.placing import numbers_to, put_back
+from onnxplain_export.rules.placing import numbers_to, pad_axes, put_back
 from onnxplain_export.rules.registry import Op, constant_like, vjp
 from onnxplain_export.rules.shapes import reshape_like, zeros_like
 
@@ -93,7 +93,7 @@ def _between_zeros(op: Op, gradient: ir.Value, node: ir.Node, axis: int, index: 
     first = op.Where(op.Less(first, 0), op.Add(first, sizes[0]), first)
     first = op.Min(op.Max(first, op.Constant(value_ints=[0])), sizes[0])
     behind = op.Sub(op.Sub(sizes[0], sizes[1]), first)
-    return op.Pad(gradient, op.Concat(first, behind, axis=0), None, [axis + 1])
+    return pad_axes(op, gradient, operand(node, 0), op.Concat(first, behind, axis=0), [axis])
 
 
 def _cut_back(op: Op, gradient: ir.Value, x: ir.Value, pads: ir.Value, named: ir.Value | None) -> ir.Value:
@@ -101,10 +101,11 @@ def _cut_back(op: Op, gradient: ir.Value, x: ir.Value, pads: ir.Value, named: ir
     known, axes = constant_ints(pads), _padded_axes(x, named)
     if axes is None:
         assert named is not None
-        behind_classes = op.Where(op.Less(named, 0), named, op.Add(named, 1))
-        return op.Pad(gradient, op.Neg(pads), None, behind_classes)
+        named = op.Cast(named, to=ir.DataType.INT64)
+        counted = op.Where(op.Less(named, 0), op.Add(named, rank(x)), named)
+        return pad_axes(op, gradient, x, op.Neg(pads), counted)
     if known is None:
-        return op.Pad(gradient, op.Neg(pads), None, [axis + 1 for axis in axes])
+        return pad_axes(op, gradient, x, op.Neg(pads), axes)
     widths = list(zip(axes, known[: len(axes)], known[len(axes) :], strict=True))
     added = [width for width in widths if max(width[1:]) > 0]
     if added:
@@ -114,7 +115,7 @@ def _cut_back(op: Op, gradient: ir.Value, x: ir.Value, pads: ir.Value, named: ir
     cut = [width for width in widths if min(width[1:]) < 0]
     if cut:
         zeros = [max(-width[side], 0) for side in (1, 2) for width in cut]
-        gradient = op.Pad(gradient, zeros, None, [axis + 1 for axis, _, _ in cut])
+        gradient = pad_axes(op, gradient, x, zeros, [axis for axis, _, _ in cut])
     return gradient
 
 

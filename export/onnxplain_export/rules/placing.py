@@ -37,7 +37,7 @@ def put_back(
         size = static_dim(x, axis)
         if size is not None:
             places = places % size
-            found = _pad(op, gradient, axis, places, size)
+            found = _pad(op, gradient, x, axis, places, size)
             found = _gather(op, gradient, x, axis, places, size) if found is None else found
             if found is not None:
                 return found
@@ -48,14 +48,45 @@ def put_back(
     return _scatter(op, gradient, x, axis, places)
 
 
-def _pad(op: Op, gradient: ir.Value, axis: int, places: npt.NDArray[Any], size: int) -> ir.Value | None:
+def _pad(
+    op: Op, gradient: ir.Value, x: ir.Value, axis: int, places: npt.NDArray[Any], size: int
+) -> ir.Value | None:
     """Put zeros around places that stand one after another."""
     count = len(places)
     if not count or not np.array_equal(places, np.arange(places[0], places[0] + count)):
         return None
     if count == size:
         return gradient
-    return op.Pad(gradient, [int(places[0]), size - count - int(places[0])], None, [axis + 1])
+    return pad_axes(op, gradient, x, [int(places[0]), size - count - int(places[0])], [axis])
+
+
+def pad_axes(
+    op: Op, gradient: ir.Value, x: ir.Value, widths: list[int] | ir.Value, axes: list[int] | ir.Value
+) -> ir.Value:
+    """Put zeros around some axes of a gradient, or crop them where widths are negative.
+
+    A Pad could name the axes, but then onnxruntime's optimizer (1.32) can't move a Transpose past it, tries
+    to, and the model fails.
+
+    Parameters
+    ----------
+    x
+        What the gradient belongs to, with as many axes.
+    widths
+        Those before each axis, then those behind: int64 [2 * len(axes)].
+    axes
+        Counted from 0 in x, int64 [n] where they are computed; the classes come before them.
+    """
+    count = rank(x) + 1
+    if isinstance(axes, list) and isinstance(widths, list):
+        every = np.zeros((2, count), np.int64)
+        every[:, [axis + 1 for axis in axes]] = np.reshape(widths, (2, -1))
+        return op.Pad(gradient, every.reshape(-1).tolist())
+    if isinstance(axes, list):
+        places: list[int] | ir.Value = [start + axis + 1 for start in (0, count) for axis in axes]
+    else:
+        places = op.Concat(op.Add(axes, 1), op.Add(axes, count + 1), axis=0)
+    return op.Pad(gradient, op.ScatterElements([0] * (2 * count), places, widths))
 
 
 def _gather(
@@ -71,7 +102,7 @@ def _gather(
     for row, found in zip(table, copies, strict=True):
         row[: len(found)] = found
     if (table == count).any():
-        gradient = op.Pad(gradient, [0, 1], None, [axis + 1])
+        gradient = pad_axes(op, gradient, x, [0, 1], [axis])
     if most == 1:
         return op.Gather(gradient, table[:, 0].tolist(), axis=axis + 1)
     indices = op.Constant(value=ir.tensor(table.astype(np.int64)))
