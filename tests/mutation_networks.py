@@ -194,11 +194,13 @@ def _rewritten(proto: onnx.ModelProto, operator: str) -> onnx.ModelProto:
 def retraced(proto: onnx.ModelProto) -> Callable[..., TracedModel]:
     """Return a stand-in for `trace` that hands out a copy of an earlier trace."""
 
-    def trace_again(model: nn.Module, layers: Sequence[str], *arguments: object) -> TracedModel:
+    def trace_again(
+        model: nn.Module, layers: Sequence[str], *arguments: object, **options: object
+    ) -> TracedModel:
         copy = ir.from_proto(onnx.ModelProto.FromString(proto.SerializeToString()))
         logits, tap = copy.graph.outputs
         return TracedModel(
-            copy, copy.graph.inputs[0], logits, {layers[0]: tap}, {layers[0]: FeatureMap(4, 4, 4)}
+            copy, copy.graph.inputs[0], logits, {layers[0]: tap}, {layers[0]: FeatureMap(4, 4, 4)}, (8, 8)
         )
 
     return trace_again

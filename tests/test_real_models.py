@@ -142,6 +142,7 @@ def test_the_usual_activation(classes: int, last: nn.Module, expected: str, tmp_
         (network(), {"preprocessing": {}}, "the preprocessing is a dict"),
         (network(p=Function(lambda x: x / 0)), {}, "logits that are not finite"),
         (network(p=Function(lambda x: torch.cumprod(x, 1))), {}, "can't export the model: .*prod"),
+        (network(p=Function(lambda x: x + torch.zeros(len(x), 5))), {}, r"use image\.shape\[0\] there"),
         (
             network(p=Function(lambda x: x if x.sum() > 0 else -x)),
             {},

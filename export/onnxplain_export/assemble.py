@@ -14,7 +14,14 @@ from onnxplain.errors import LayerError
 from onnxplain.manifest import METADATA_KEY, Manifest
 from onnxplain_export.differentiate import differentiate
 from onnxplain_export.feature_map import FeatureMap
-from onnxplain_export.graph import before_quantiser, downstream, is_float, skip_identities, upstream
+from onnxplain_export.graph import (
+    before_quantiser,
+    downstream,
+    is_float,
+    skip_identities,
+    static_dims,
+    upstream,
+)
 from onnxplain_export.rules.guided import GUIDED_RULES
 from onnxplain_export.rules.registry import Op, constant_like
 from onnxplain_export.selector import select_classes
@@ -37,7 +44,14 @@ class TracedModel:
     targets: dict[str, ir.Value]
     """The tapped value by the layer's name."""
     maps: dict[str, FeatureMap]
-    """How each tapped value holds its feature maps."""
+    """How each tapped value holds its feature maps, at the size below."""
+    size: tuple[int, int]
+    """Height and width of the image; where they are dynamic, those that the classifier was traced at."""
+
+    @property
+    def has_any_size(self) -> bool:
+        """Whether height and width of the image are dynamic."""
+        return None in static_dims(self.image)[2:]
 
 
 def output_names(layers: Sequence[str]) -> list[tuple[str, str]]:
@@ -86,23 +100,27 @@ def assemble(traced: TracedModel, *, input_gradient: bool = False, guided: bool 
             op, graph, scores, selected, [traced.image], GUIDED_RULES
         )
 
-    nan = constant_like(op, np.nan, logits)
+    # Added to a gradient: a Where on all of it would take twice as long.
+    zero, nan = constant_like(op, 0.0, logits), constant_like(op, np.nan, logits)
+    nothing = op.Unsqueeze(op.Where(classes.valid, zero, nan), [2, 3, 4])
     names = _OutputNames(graph, op)
     names.give(logits, LOGITS, ["batch", logits.shape[1] if logits.shape else None])
 
     def give_gradient(name: str, gradient: ir.Value, maps: FeatureMap, shape: Sequence[object]) -> None:
         # Inside, the classes are the outermost axis; outside, the batch is.
         outermost_batch = op.Transpose(gradient, perm=[1, 0, *range(2, 1 + maps.rank)])
-        outermost_batch = maps.emit_fold(op, outermost_batch, leading=2)
-        exists = op.Unsqueeze(classes.valid, [2, 3, 4])
-        names.give(op.Where(exists, outermost_batch, nan), name, ["batch", "classes", *shape])
+        outermost_batch = maps.emit_fold(op, outermost_batch, 2, _grid_size(op, traced, maps))
+        names.give(op.Add(outermost_batch, nothing), name, ["batch", "classes", *shape])
 
     for (activations_name, gradients_name), (name, target), gradient in zip(
         output_names(list(targets)), targets.items(), gradients[: len(targets)], strict=True
     ):
         maps = traced.maps[name]
-        shape = [maps.channels, maps.height, maps.width]
-        activations = maps.emit_fold(op, target, leading=1)
+        sides = (
+            (f"{activations_name}.height", f"{activations_name}.width") if traced.has_any_size else maps.size
+        )
+        shape = [maps.channels, *sides]
+        activations = maps.emit_fold(op, target, 1, _grid_size(op, traced, maps))
         names.give(activations, activations_name, ["batch", *shape])
         give_gradient(gradients_name, gradient, maps, shape)
     for name, gradient in image_gradients.items():
@@ -111,6 +129,14 @@ def assemble(traced: TracedModel, *, input_gradient: bool = False, guided: bool 
     names.give(classes.explained, EXPLAINED, ["batch", "classes"])
     traced.image.name = INPUT
     _clean(traced.model)
+
+
+def _grid_size(op: Op, traced: TracedModel, maps: FeatureMap) -> ir.Value | None:
+    """Return the size of a grid of tokens in proportion to an image's, where that is dynamic."""
+    if not traced.has_any_size:
+        return None
+    size = op.Shape(traced.image, start=2)
+    return op.Div(op.Mul(size, list(maps.size)), list(traced.size))
 
 
 def set_manifest(model: ir.Model, manifest: Manifest) -> None:
@@ -158,6 +184,7 @@ def _check_paths(graph: ir.Graph, logits: ir.Value, targets: dict[str, ir.Value]
 def _clean(model: ir.Model) -> None:
     """Remove what isn't needed, and what must not leave the exporting machine: stack traces and paths."""
     passes.TopologicalSortPass()(model)
+    passes.CommonSubexpressionEliminationPass()(model)
     passes.RemoveUnusedNodesPass()(model)
     passes.RemoveUnusedFunctionsPass()(model)  # type: ignore[no-untyped-call]
     passes.RemoveUnusedOpsetsPass()(model)

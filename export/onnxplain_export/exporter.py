@@ -16,19 +16,23 @@ import onnxplain
 from onnxplain.errors import LayerError, ModelError, SourceError
 from onnxplain.extras import require
 from onnxplain.manifest import Activation, Head, Layer, Manifest, Preprocessing
-from onnxplain_export.assemble import TracedModel, assemble, output_names, set_manifest
+from onnxplain_export.assemble import LOGITS, TracedModel, assemble, output_names, set_manifest
 from onnxplain_export.files import check_destination, moved_into_place, save
+from onnxplain_export.float64 import Array, Arrays
 from onnxplain_export.front_end import FrontEnd
 from onnxplain_export.graph import skip_identities
 from onnxplain_export.head import is_gap_linear
 from onnxplain_export.layers import LayerCandidate, automatic_layer
 from onnxplain_export.verification import (
+    LOGITS_TOLERANCE,
     Probe,
     Verification,
     check_rules,
     compare,
     differentiated_layers,
+    relative_error,
     run_file,
+    sized_as,
 )
 
 if TYPE_CHECKING:
@@ -48,6 +52,8 @@ class ExportReport:
     verification: Verification
     automatic: bool
     """The layer was picked, not named."""
+    any_size: bool
+    """The file takes images of any height and width that the network takes."""
     nodes: int
     """Nodes in the file."""
     nodes_added: int
@@ -68,6 +74,7 @@ def export(
     source_name: str | None = None,
     input_gradient: bool = False,
     guided: bool = False,
+    dynamic_size: bool = False,
     progress: Callable[[str], None] = lambda step: None,
 ) -> ExportReport:
     """Write an explainer: logits, activations and class gradients in one `.onnx` file.
@@ -107,6 +114,8 @@ def export(
         Add the output ``guided_image_gradients``, of the same shape: that of guided backpropagation
         (Springenberg et al. 2015), in whose backward pass a ReLU lets positive gradients through alone. The
         other gradients stay as they are.
+    dynamic_size
+        The file takes images of any height and width that the network takes, not of the example's alone.
     progress
         Called with a few words as each step begins.
 
@@ -141,7 +150,7 @@ def export(
     names = _layer_names(layer, front)
     front.check_layers(names)
     progress("tracing it to ONNX")
-    traced = front.trace(names)
+    traced = front.trace(names, dynamic_size=dynamic_size)
     nodes_before = sum(1 for _ in traced.model.graph)
     progress(f"differentiating back to {', '.join(names)}")
     layers = _describe(traced, names)
@@ -160,15 +169,18 @@ def export(
             "sha256": front.digest(),
         },
     )
-    progress("verifying the gradient rules in float64")
-    probe = Probe.draw(preprocessing, num_classes)
+    probe = Probe.draw(preprocessing, num_classes, any_size=dynamic_size)
     checked = differentiated_layers(traced.model, manifest)
-    rules = check_rules(traced.model, checked, probe)
     with moved_into_place(destination) as draft:
         save(traced.model, draft)
+        outputs = _run(draft, traced, probe, checked)
+        checked = sized_as(checked, outputs)
+        progress("verifying the gradient rules in float64")
+        rules = check_rules(traced.model, checked, probe)
         progress(f"verifying the file against {front.reference}")
-        outputs = run_file(draft, traced.model, probe, checked)
-        expected = front.expected(probe, outputs, layers)
+        expected = front.expected(probe, outputs, checked)
+        if dynamic_size:
+            _check_other_size(probe, outputs[LOGITS], expected[LOGITS])
         verification = compare(probe, rules, outputs, expected, checked)
         manifest = replace(manifest, verification=verification.summary())
         set_manifest(traced.model, manifest)
@@ -179,9 +191,33 @@ def export(
         manifest=manifest,
         verification=verification,
         automatic=layer is None,
+        any_size=dynamic_size,
         nodes=nodes,
         nodes_added=nodes - nodes_before,
         size=destination.stat().st_size,
+    )
+
+
+def _run(draft: Path, traced: TracedModel, probe: Probe, layers: Sequence[Layer]) -> Arrays:
+    try:
+        return run_file(draft, traced.model, probe, layers)
+    except Exception as error:  # onnxruntime's errors have no common base of their own
+        if not traced.has_any_size:
+            raise
+        raise _one_size_alone("doesn't run", probe) from error
+
+
+def _check_other_size(probe: Probe, logits: Array, expected: Array) -> None:
+    """Check that what was traced at one size computes the same as the source at another."""
+    if not relative_error(logits, expected) <= LOGITS_TOLERANCE:
+        raise _one_size_alone("was traced as one of fixed size, and computes other logits", probe)
+
+
+def _one_size_alone(problem: str, probe: Probe) -> SourceError:
+    height, width = probe.image.shape[2:]
+    return SourceError(
+        f"the network {problem} on images of another size, such as {height}x{width}; "
+        "leave the dynamic size out"
     )
 
 

@@ -59,13 +59,15 @@ class FeatureMap:
         layout = cast("Layout", tokens.get("layout", "NCHW"))
         return cls(layer.channels, layer.height, layer.width, layout, int(tokens.get("prefix", 0)))
 
-    def emit_fold(self, op: Op, value: ir.Value, leading: int) -> ir.Value:
+    def emit_fold(self, op: Op, value: ir.Value, leading: int, size: ir.Value | None = None) -> ir.Value:
         """Emit nodes that fold a value [*leading, *layout] to [*leading, channels, height, width].
 
         Parameters
         ----------
         leading
             How many axes come first: the batch, or the batch and the classes.
+        size
+            Height and width of the grid that tokens are folded to, where they are only known at run time.
         """
         first = list(range(leading))
         if self.layout == "NHWC":
@@ -74,10 +76,9 @@ class FeatureMap:
             if self.prefix:
                 value = op.Slice(value, [self.prefix], [np.iinfo(np.int64).max], [leading])
             value = op.Transpose(value, perm=[*first, leading + 1, leading])
-            grid = op.Concat(
-                op.Shape(value, start=0, end=leading), [self.channels, self.height, self.width], axis=0
-            )
-            return op.Reshape(value, grid, allowzero=1)
+            grid = [[self.channels, *self.size]] if size is None else [[self.channels], size]
+            shape = op.Concat(op.Shape(value, start=0, end=leading), *grid, axis=0)
+            return op.Reshape(value, shape, allowzero=1)
         return value
 
     def unfolded(self, folded: ir.Value) -> ir.Value:

@@ -57,8 +57,11 @@ class FrontEnd(Protocol):
     def check_layers(self, layers: Sequence[str]) -> None:
         """Check that each named layer exists and can be explained; raise LayerError."""
 
-    def trace(self, layers: Sequence[str]) -> TracedModel:
-        """Return the classifier as a graph of the design's opset, its batch dynamic."""
+    def trace(self, layers: Sequence[str], *, dynamic_size: bool) -> TracedModel:
+        """Return the classifier as a graph of the design's opset, its batch dynamic, and its size on request.
+
+        Raises SourceError where the classifier takes one size alone.
+        """
 
     def expected(self, probe: Probe, outputs: Arrays, layers: Sequence[Layer]) -> Arrays:
         """Return what the source says of a probe, under the names of the file's outputs.
@@ -70,7 +73,7 @@ class FrontEnd(Protocol):
         outputs
             What the file says: its classes and activations are where gradients are taken.
         layers
-            The layers as the manifest describes them.
+            The layers at the probe's size, and the image in the role of one where its gradients are checked.
         """
 
     def digest(self) -> str:

@@ -14,7 +14,7 @@ from onnx_ir.passes.common import ShapeInferencePass
 
 from onnxplain_export.files import save
 from onnxplain_export.float64 import Array, Arrays
-from onnxplain_export.graph import constant_ints, downstream, is_float, operand, static_dims
+from onnxplain_export.graph import constant_ints, downstream, is_float, operand, static_dim, static_dims
 from onnxplain_export.onnx_file import session_of
 from onnxplain_export.rules.windows import Window, known_spatial_size, rounds_up
 
@@ -129,11 +129,11 @@ def free_batch(model: ir.Model, image: ir.Value, batch: int, noise: Array) -> No
     Parameters
     ----------
     noise
-        Images [batch, ...] as the model takes them, to run it on where inference doesn't find the shapes.
+        So many images as the model takes them, to run it on where inference doesn't find the shapes.
     """
     graph = model.graph
     infer_shapes(model)
-    complete_shapes(model, noise, (batch,))
+    complete_shapes(model, [noise])
     fixed = {value: static_dims(value) for node in graph for value in node.outputs}
     assert image.shape is not None
     image.shape = ir.Shape(["batch", *image.shape[1:]])
@@ -174,6 +174,8 @@ class _Freeing:
             return self._reshape(node)
         if node.op_type == "Concat":
             return self._concat(node)
+        if node.op_type in ("LSTM", "GRU", "RNN"):
+            return self._recurrent(node)
         return node.op_type == "Resize" and self._resize(node)
 
     def _reshape(self, node: ir.Node) -> bool:
@@ -235,6 +237,29 @@ class _Freeing:
             node.replace_input_with(index, expanded.outputs[0])
         return True
 
+    def _recurrent(self, node: ir.Node) -> bool:
+        """Repeat lengths and first states, of which a constant has those of one image."""
+        sequences = operand(node, 0)
+        batch_axes = {4: 0, 5: 1, 6: 1}
+        repeated = [
+            index
+            for index, value in enumerate(node.inputs)
+            if index in batch_axes and value is not None and value.const_value is not None
+            if static_dim(value, batch_axes[index]) == 1
+        ]
+        if static_dim(sequences, 1) is not None or not repeated:
+            return False
+        shape = ir.node("Shape", [sequences], {"start": 1, "end": 2})
+        one = self._constant(f"{node.outputs[0].name}.one", [1])
+        around = ir.node("Concat", [one, shape.outputs[0], one], {"axis": 0})
+        self._graph.insert_before(node, [shape, around])
+        for index in repeated:
+            sizes = around if batch_axes[index] else shape
+            expanded = ir.node("Expand", [operand(node, index), sizes.outputs[0]])
+            self._graph.insert_before(node, expanded)
+            node.replace_input_with(index, expanded.outputs[0])
+        return True
+
     def _resize(self, node: ir.Node) -> bool:
         sizes = constant_ints(node.inputs[3]) if len(node.inputs) > 3 else None
         if sizes is None or "axes" in node.attributes or sizes[0] != self._batch:
@@ -252,10 +277,10 @@ class _Freeing:
         return value
 
 
-def complete_shapes(model: ir.Model, image: Array, batches: Sequence[int] = (2, 3)) -> None:
-    """Fill in the types and dimensions that inference leaves open, from runs of some sizes of batch.
+def complete_shapes(model: ir.Model, batches: Sequence[Array]) -> None:
+    """Fill in the types and dimensions that inference leaves open, from a run of each of some batches of images.
 
-    A dimension that is the same in all of them is static.
+    A dimension that is the same in all of them is static, so they differ in what is dynamic.
     """
     open_values = [
         value
@@ -267,7 +292,7 @@ def complete_shapes(model: ir.Model, image: Array, batches: Sequence[int] = (2, 
         return
     names = [str(value.name) for value in open_values]
     feed = str(model.graph.inputs[0].name)
-    runs = [run_graph(model, names, {feed: np.resize(image, (size, *image.shape[1:]))}) for size in batches]
+    runs = [run_graph(model, names, {feed: images}) for images in batches]
     for value, name in zip(open_values, names, strict=True):
         arrays = [run[name] for run in runs]
         if not all(isinstance(array, np.ndarray) for array in arrays):
@@ -277,7 +302,7 @@ def complete_shapes(model: ir.Model, image: Array, batches: Sequence[int] = (2, 
             sizes = zip(*(array.shape for array in arrays), strict=True)
             value.shape = ir.Shape(
                 [
-                    dims[0] if len(set(dims)) == 1 else "batch" if dims == tuple(batches) else None
+                    dims[0] if len(set(dims)) == 1 else "batch" if dims == tuple(map(len, batches)) else None
                     for dims in sizes
                 ]
             )

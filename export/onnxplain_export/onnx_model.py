@@ -17,7 +17,7 @@ from onnxscript import GraphBuilder
 
 from onnxplain.errors import LayerError, ModelError, OnnxplainError, SourceError
 from onnxplain.manifest import Activation, Layer, Preprocessing
-from onnxplain_export.assemble import IMAGE_GRADIENTS, INPUT, LOGITS, TracedModel
+from onnxplain_export.assemble import INPUT, LOGITS, TracedModel
 from onnxplain_export.feature_map import Array, FeatureMap, feature_map_of, has_aspect, token_grids
 from onnxplain_export.float64 import Arrays
 from onnxplain_export.graph import (
@@ -52,8 +52,8 @@ from onnxplain_export.verification import (
     LOGITS_TOLERANCE,
     Probe,
     float64_outputs,
-    image_layer,
     relative_error,
+    unseen_size,
 )
 
 _CHANNELS = (1, 3)
@@ -71,6 +71,8 @@ class _Input:
     height: int
     width: int
     channels_last: bool
+    any_size: bool
+    """The file leaves height and width open."""
 
     def feeds(self, image: Array) -> Arrays:
         """Return what the file is fed for images [batch, channels, height, width]."""
@@ -133,7 +135,7 @@ class OnnxModel:
     @cached_property
     def _prepared(self) -> _Prepared:
         try:
-            return _prepare(self._file, self._input, self._noise(3))
+            return _prepare(self._file, self._input, [self._noise(2), self._noise(3)])
         except OnnxplainError:
             raise
         except Exception as error:
@@ -198,10 +200,10 @@ class OnnxModel:
                 raise LayerError(f"the layer {name!r} is named twice; name each once")
             self._check_layer(name)
 
-    def trace(self, layers: Sequence[str]) -> TracedModel:
+    def trace(self, layers: Sequence[str], *, dynamic_size: bool) -> TracedModel:
         """Return the graph, once it has been found to compute what the file does."""
         self._check_graph()
-        model = self._prepared.model.clone()
+        model = self._of_any_size() if dynamic_size else self._prepared.model.clone()
         values = _values_by_name(model.graph)
         targets = {layer: values[str(self._layer_values[layer].name)] for layer in layers}
         maps = {layer: found for layer in layers if (found := self._maps_of(layer))}
@@ -212,23 +214,42 @@ class OnnxModel:
             logits,
             targets,
             maps,
+            size=(self.height, self.width),
         )
         return self._traced
 
+    def _of_any_size(self) -> ir.Model:
+        """Return the graph for images of any size; its values have the same names."""
+        height, width = self.height, self.width
+        if not self._input.any_size:
+            raise SourceError(f"{self.name!r} takes images of {height}x{width} alone; leave the dynamic size out")
+        if self._input.batch is not None:
+            raise SourceError(
+                f"{self.name!r} takes batches of {self._input.batch} only, which goes with one size alone; leave "
+                "the dynamic size out, or export it with a dynamic batch"
+            )
+        others = [self._noise(2), self._noise(3, unseen_size(height, width))]
+        try:
+            return _prepare(self._file, self._input, others, dynamic_size=True).model
+        except OnnxplainError:
+            raise
+        except Exception as error:
+            raise SourceError(
+                f"{self.name!r} doesn't run on images of another size than {height}x{width} "
+                f"({first_line(error)}); leave the dynamic size out"
+            ) from error
+
     def expected(self, probe: Probe, outputs: Arrays, layers: Sequence[Layer]) -> Arrays:
         """Return the file's own logits, and the gradients in float64."""
-        checked = list(layers)
-        if IMAGE_GRADIENTS in outputs:
-            checked.append(image_layer(self.channels, self.height, self.width))
-        expected = float64_outputs(self._traced.model, checked, probe)
+        expected = float64_outputs(self._traced.model, layers, probe)
         return {**expected, LOGITS: self._source_logits(probe.image)}
 
     def digest(self) -> str:
         """Return the SHA-256 of the file and its external data."""
         return self._file.digest()
 
-    def _noise(self, batch: int) -> Array:
-        shape = (batch, self.channels, self.height, self.width)
+    def _noise(self, batch: int, size: tuple[int, int] | None = None) -> Array:
+        shape = (batch, self.channels, *(size or (self.height, self.width)))
         return np.random.default_rng(0).standard_normal(shape).astype(np.float32)
 
     def _source_logits(self, image: Array) -> Array:
@@ -388,16 +409,20 @@ def _described_input(file: OnnxFile, size: tuple[int, int] | None) -> _Input:
                 "leave the size out"
             )
         sides.append(side)
-    return _Input(inputs[0].name, batch, channels, sides[0], sides[1], channels_last)
+    any_size = height is None and width is None
+    return _Input(inputs[0].name, batch, channels, sides[0], sides[1], channels_last, any_size)
 
 
-def _prepare(file: OnnxFile, spec: _Input, noise: Array) -> _Prepared:
+def _prepare(
+    file: OnnxFile, spec: _Input, noise: Sequence[Array], *, dynamic_size: bool = False
+) -> _Prepared:
+    """Make the classifier's graph; the batches of noise differ in what is dynamic."""
     model = ir.from_proto(to_design_opset(file.light))
     graph = model.graph
     _attach_weights(graph, file)
     TopologicalSortPass()(model)
     image = graph.inputs[0]
-    sides = [spec.height, spec.width]
+    sides = ["height", "width"] if dynamic_size else [spec.height, spec.width]
     shape = [*sides, spec.channels] if spec.channels_last else [spec.channels, *sides]
     image.shape = ir.Shape([spec.batch or "batch", *shape])
     for output in graph.outputs:
@@ -408,9 +433,10 @@ def _prepare(file: OnnxFile, spec: _Input, noise: Array) -> _Prepared:
             value.shape = None
     fold_constants(model)
     if spec.batch is not None:
-        free_batch(model, image, spec.batch, spec.feeds(noise)[spec.name])
+        images = np.resize(noise[0], (spec.batch, *noise[0].shape[1:]))
+        free_batch(model, image, spec.batch, spec.feeds(images)[spec.name])
     infer_shapes(model)
-    _name_image(graph, spec)
+    _name_image(graph, spec, sides)
     infer_shapes(model)
     complete_shapes(model, noise)
     logits, activation = find_logits(graph)
@@ -440,7 +466,7 @@ def _attach_weights(graph: ir.Graph, file: OnnxFile) -> None:
             graph.inputs.remove(value)
 
 
-def _name_image(graph: ir.Graph, spec: _Input) -> None:
+def _name_image(graph: ir.Graph, spec: _Input, size: Sequence[int | str]) -> None:
     """Name the input as the design does, and put a Transpose behind it where the channels are last."""
     source = graph.inputs[0]
     taken = _values_by_name(graph).get(INPUT)
@@ -449,7 +475,7 @@ def _name_image(graph: ir.Graph, spec: _Input) -> None:
     if not spec.channels_last:
         source.name = INPUT
         return
-    image = ir.val(INPUT, dtype=ir.DataType.FLOAT, shape=["batch", spec.channels, spec.height, spec.width])
+    image = ir.val(INPUT, dtype=ir.DataType.FLOAT, shape=["batch", spec.channels, *size])
     transpose = ir.node("Transpose", [image], {"perm": [0, 2, 3, 1]}, name=_LAYOUT_NODE)
     channels_last = transpose.outputs[0]
     channels_last.dtype = ir.DataType.FLOAT

@@ -256,15 +256,26 @@ def _same_elements(source: torch.Tensor, tensor: torch.Tensor) -> bool:
 
 
 def trace(
-    model: nn.Module, layers: Sequence[str], image: torch.Tensor, calls: Sequence[ModuleCall]
+    model: nn.Module,
+    layers: Sequence[str],
+    image: torch.Tensor,
+    calls: Sequence[ModuleCall],
+    *,
+    dynamic_size: bool,
 ) -> TracedModel:
     """Trace a model in evaluation mode to an ONNX graph of the design's opset, its batch dynamic.
+
+    Parameters
+    ----------
+    dynamic_size
+        Height and width are to be dynamic too.
 
     Raises
     ------
     SourceError
-        PyTorch's exporter can't trace the model.
+        PyTorch's exporter can't trace the model, or not with a dynamic size.
     """
+    dimensions = {0: "batch", **({2: "height", 3: "width"} if dynamic_size else {})}
     batch = image[:1].repeat(2, 1, 1, 1)
     with evaluation_mode(model), torch.no_grad(), FourAxes(), _quiet():
         try:
@@ -273,13 +284,23 @@ def trace(
                 (batch,),
                 dynamo=True,
                 opset_version=OPSET,
-                dynamic_shapes={"image": {0: "batch"}},
+                dynamic_shapes={"image": dimensions},
                 verbose=False,
             )
         except Exception as error:
             causes = list(_causes(error))
             if any(isinstance(cause, KeyboardInterrupt) for cause in causes):
                 raise KeyboardInterrupt from None
+            fixed = re.findall(r"a static shape of \d+ for dimension \S+\.shape\[(\d)\]", str(causes[-1]))
+            if "0" in fixed:
+                raise SourceError(
+                    "the model makes a constant of its batch, as len(image) does; use image.shape[0] there"
+                ) from error
+            if fixed:
+                raise SourceError(
+                    f"the network takes images of {image.shape[2]}x{image.shape[3]} alone; leave the dynamic "
+                    "size out"
+                ) from error
             raise SourceError(f"PyTorch can't export the model: {one_line(causes[-1])}") from error
     assert program is not None
     graph: ir.Graph = program.model.graph
@@ -293,6 +314,7 @@ def trace(
         logits,
         dict(zip(layers, taps, strict=True)),
         {layer: maps[layer] for layer in layers},
+        size=(image.shape[2], image.shape[3]),
     )
 
 
@@ -347,7 +369,13 @@ def reference(
         own.append(_first(output))
         # A sum is a new tensor, so that the next module may work in place and leave this one's as it is.
         kept = own[0].detach()
-        difference = maps.unfold(activations.numpy() - maps.fold(kept.cpu().numpy()))
+        folded = maps.fold(kept.cpu().numpy())
+        if folded.shape != activations.shape:
+            raise SourceError(
+                f"the layer {layer!r} was traced as one of fixed size, and puts out another one on images of "
+                f"another size, such as {image.shape[2]}x{image.shape[3]}; leave the dynamic size out"
+            )
+        difference = maps.unfold(activations.numpy() - folded)
         return _replace_first(output, own[0] + torch.from_numpy(difference).to(kept.device))
 
     with contextlib.ExitStack() as stack:

@@ -10,7 +10,7 @@ from torch import nn
 
 from onnxplain.errors import SourceError
 from onnxplain.manifest import Layer
-from onnxplain_export.assemble import EXPLAINED, IMAGE_GRADIENTS, LOGITS, TracedModel
+from onnxplain_export.assemble import EXPLAINED, INPUT, LOGITS, TracedModel
 from onnxplain_export.exported_program import as_module
 from onnxplain_export.feature_map import FeatureMap
 from onnxplain_export.float64 import Arrays
@@ -74,9 +74,9 @@ class TorchModel:
         check_layers(self._model, layers, self._recorded[0])
 
     @torch.inference_mode(mode=False)
-    def trace(self, layers: Sequence[str]) -> TracedModel:
+    def trace(self, layers: Sequence[str], *, dynamic_size: bool) -> TracedModel:
         """Return the model as PyTorch's exporter traces it."""
-        return trace(self._model, layers, self._example, self._recorded[0])
+        return trace(self._model, layers, self._example, self._recorded[0], dynamic_size=dynamic_size)
 
     @torch.inference_mode(mode=False)
     def expected(self, probe: Probe, outputs: Arrays, layers: Sequence[Layer]) -> Arrays:
@@ -85,13 +85,14 @@ class TorchModel:
         classes = torch.from_numpy(outputs[EXPLAINED])
         expected = {LOGITS: reference_logits(self._model, image).numpy()}
         for layer in layers:
+            if layer.activations == INPUT:
+                expected[layer.gradients] = reference_image_gradients(self._model, image, classes)
+                continue
             activations = torch.from_numpy(outputs[layer.activations])
             maps = FeatureMap.of_layer(layer)
             found = reference(self._model, layer.name, maps, image, classes, activations)
             expected[layer.activations] = found.activations
             expected[layer.gradients] = found.gradients
-        if IMAGE_GRADIENTS in outputs:
-            expected[IMAGE_GRADIENTS] = reference_image_gradients(self._model, image, classes)
         return expected
 
     def digest(self) -> str:

@@ -21,7 +21,7 @@ from __future__ import annotations
 import os
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +35,14 @@ from onnxplain_export.assemble import CLASS_INDEX, EXPLAINED, IMAGE_GRADIENTS, I
 from onnxplain_export.feature_map import FeatureMap
 from onnxplain_export.files import save
 from onnxplain_export.float64 import Array, Arrays, Float64Graph
-from onnxplain_export.graph import before_quantiser, downstream, is_quantised, skip_identities
+from onnxplain_export.graph import (
+    before_quantiser,
+    downstream,
+    is_quantised,
+    skip_identities,
+    static_dims,
+    taken_by_branches,
+)
 from onnxplain_export.ranges import Range, range_of
 
 REFERENCE = "float64 directional derivatives"
@@ -86,10 +93,17 @@ class Probe:
     class_index: Array
 
     @classmethod
-    def draw(cls, size: Preprocessing, num_classes: int) -> Probe:
-        """Draw three images of noise and three classes each, ranks among them; always the same ones."""
+    def draw(cls, spec: Preprocessing, num_classes: int, *, any_size: bool) -> Probe:
+        """Draw three images of noise and three classes each, ranks among them; always the same ones.
+
+        Parameters
+        ----------
+        any_size
+            The explainer takes images of any size: they have another one than it was exported at.
+        """
         generator = np.random.default_rng(20)
-        image = generator.standard_normal((3, size.channels, size.height, size.width)).astype(np.float32)
+        size = unseen_size(spec.height, spec.width) if any_size else (spec.height, spec.width)
+        image = generator.standard_normal((3, spec.channels, *size)).astype(np.float32)
         classes = generator.integers(num_classes, size=(3, 3))
         classes[:, 0] = -1
         classes[:, 1] = -min(2, num_classes)
@@ -125,10 +139,13 @@ def verify(path: str | os.PathLike[str]) -> Verification:
             "onnxplain export SOURCE -o OUT.onnx"
         )
     manifest = Manifest.from_json(text)
-    probe = Probe.draw(manifest.input, _num_classes(model, file))
+    image = next((value for value in model.graph.inputs if value.name == INPUT), None)
+    any_size = image is not None and None in static_dims(image)[2:]
+    probe = Probe.draw(manifest.input, _num_classes(model, file), any_size=any_size)
     try:
         layers = differentiated_layers(model, manifest)
         outputs = run_file(file, model, probe, layers)
+        layers = sized_as(layers, outputs)
         rules = check_rules(model, layers, probe)
         expected = float64_outputs(model, layers, probe)
     except VerificationError:
@@ -153,6 +170,20 @@ def differentiated_layers(model: ir.Model, manifest: Manifest) -> list[Layer]:
 def image_layer(channels: int, height: int, width: int) -> Layer:
     """Return the image in the role of a layer: what it puts out is itself."""
     return Layer(INPUT, INPUT, IMAGE_GRADIENTS, channels, height, width)
+
+
+def unseen_size(height: int, width: int) -> tuple[int, int]:
+    """Return another size of image, of other proportions, which networks that halve five times take as well."""
+    return height + 32, width + 64
+
+
+def sized_as(layers: Sequence[Layer], outputs: Arrays) -> list[Layer]:
+    """Return layers with the height and width that their maps have in a run."""
+    return [
+        replace(layer, height=gradients.shape[-2], width=gradients.shape[-1])
+        for layer in layers
+        for gradients in [outputs[layer.gradients]]
+    ]
 
 
 def _num_classes(model: ir.Model, file: Path) -> int:
@@ -405,7 +436,7 @@ def _side_inputs(model: ir.Model, tap: str) -> list[str]:
         value.name
         for node in graph
         if any(output in behind for output in node.outputs)
-        for value in node.inputs
+        for value in [*node.inputs, *taken_by_branches(node)]
         if value in before
     )
     return [name for name in dict.fromkeys(crossing) if name is not None]
@@ -437,7 +468,7 @@ def _session(file: Path, model: ir.Model) -> onnxruntime.InferenceSession:
         options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     # Beside PyTorch's threads, waiting ones of onnxruntime would only take time from them.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    options.log_severity_level = 3
+    options.log_severity_level = 4  # what fails is raised, and need not be on stderr too
     return onnxruntime.InferenceSession(file, options, providers=["CPUExecutionProvider"])
 
 

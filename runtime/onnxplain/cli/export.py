@@ -59,12 +59,18 @@ if TYPE_CHECKING:
     is_flag=True,
     help="Add the output guided_image_gradients: those of guided backpropagation.",
 )
+@click.option(
+    "--dynamic-size",
+    is_flag=True,
+    help="Let the file take images of any height and width that the network takes.",
+)
 def command(
     source: str,
     output: Path,
     layers: tuple[str, ...],
     input_gradient: bool,
     guided: bool,
+    dynamic_size: bool,
     checkpoint: Path | None,
     labels_file: Path | None,
     activation: Activation | None,
@@ -97,6 +103,7 @@ def command(
         source_name=loaded.name,
         input_gradient=input_gradient,
         guided=guided,
+        dynamic_size=dynamic_size,
         progress=_step,
     )
     click.echo(facts(_summary(report)))
@@ -112,7 +119,7 @@ def _summary(report: ExportReport) -> list[tuple[str, str]]:
     picked = " (picked automatically)" if report.automatic else ""
     return [
         ("explainer", f"{report.path}, {file_size(report.size)}"),
-        ("input", f"{spec.channels}x{spec.height}x{spec.width}"),
+        ("input", f"{spec.channels}x{spec.height}x{spec.width}" + ", or another size" * report.any_size),
         *(
             (
                 "layer",
