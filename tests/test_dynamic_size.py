@@ -155,7 +155,7 @@ def test_the_file_is_verified_at_a_size_that_the_export_did_not_see(tmp_path: Pa
 
 
 class Placed(nn.Module):
-    """A vector is added at each place of the maps, and as vision transformers do, it looks whether they fit."""
+    """A vector is added at each place of the maps, once it is seen that they fit: as vision transformers do."""
 
     def __init__(self) -> None:
         super().__init__()

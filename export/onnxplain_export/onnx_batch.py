@@ -278,7 +278,7 @@ class _Freeing:
 
 
 def complete_shapes(model: ir.Model, batches: Sequence[Array]) -> None:
-    """Fill in the types and dimensions that inference leaves open, from a run of each of some batches of images.
+    """Fill in the types and dimensions that inference leaves open, from a run of each of some batches.
 
     A dimension that is the same in all of them is static, so they differ in what is dynamic.
     """

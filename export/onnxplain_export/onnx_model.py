@@ -222,11 +222,13 @@ class OnnxModel:
         """Return the graph for images of any size; its values have the same names."""
         height, width = self.height, self.width
         if not self._input.any_size:
-            raise SourceError(f"{self.name!r} takes images of {height}x{width} alone; leave the dynamic size out")
+            raise SourceError(
+                f"{self.name!r} takes images of {height}x{width} alone; leave the dynamic size out"
+            )
         if self._input.batch is not None:
             raise SourceError(
-                f"{self.name!r} takes batches of {self._input.batch} only, which goes with one size alone; leave "
-                "the dynamic size out, or export it with a dynamic batch"
+                f"{self.name!r} takes batches of {self._input.batch} only, which goes with one size alone; "
+                "leave the dynamic size out, or export it with a dynamic batch"
             )
         others = [self._noise(2), self._noise(3, unseen_size(height, width))]
         try:

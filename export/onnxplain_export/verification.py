@@ -173,7 +173,7 @@ def image_layer(channels: int, height: int, width: int) -> Layer:
 
 
 def unseen_size(height: int, width: int) -> tuple[int, int]:
-    """Return another size of image, of other proportions, which networks that halve five times take as well."""
+    """Return another size, of other proportions, that networks which halve it five times take as well."""
     return height + 32, width + 64
 
 
