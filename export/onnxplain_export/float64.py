@@ -16,6 +16,7 @@ import onnx_ir as ir
 from onnx import TensorProto, numpy_helper
 from onnx.reference import ReferenceEvaluator
 
+from onnxplain_export.opset_nodes import graphs_of
 from onnxplain_export.reference_operators import OPERATORS
 
 Array = npt.NDArray[Any]
@@ -66,18 +67,29 @@ def _widened(array: Array) -> Array:
 
 
 def _widen(proto: onnx.ModelProto) -> onnx.ModelProto:
-    """Turn every float32, and what is narrower, of a model without initializers into float64, in place."""
-    graph = proto.graph
+    """Turn every float32, and what is narrower, of a model into float64, in place."""
+    for graph in graphs_of(proto.graph):
+        _widen_graph(graph)
+    return proto
+
+
+def _widen_graph(graph: onnx.GraphProto) -> None:
     # The inferred types of the values in between no longer hold, and the evaluator doesn't need them.
     del graph.value_info[:]
     for value in [*graph.input, *graph.output]:
         if value.type.tensor_type.elem_type in _NARROW:
             value.type.tensor_type.elem_type = TensorProto.DOUBLE
+    for tensor in graph.initializer:
+        _widen_tensor(tensor)
     for node in graph.node:
         for attribute in node.attribute:
-            if attribute.type == onnx.AttributeProto.TENSOR and attribute.t.data_type in _NARROW:
-                wide = numpy_helper.to_array(attribute.t).astype(np.float64)
-                attribute.t.CopyFrom(numpy_helper.from_array(wide, attribute.t.name))
+            if attribute.type == onnx.AttributeProto.TENSOR:
+                _widen_tensor(attribute.t)
             if node.op_type == "Cast" and attribute.name == "to" and attribute.i in _NARROW:
                 attribute.i = TensorProto.DOUBLE
-    return proto
+
+
+def _widen_tensor(tensor: TensorProto) -> None:
+    if tensor.data_type in _NARROW:
+        wide = numpy_helper.to_array(tensor).astype(np.float64)
+        tensor.CopyFrom(numpy_helper.from_array(wide, tensor.name))

@@ -12,6 +12,7 @@ import numpy.typing as npt
 from onnx.reference.op_run import OpRun
 from onnx.reference.ops import op_max_pool, op_resize
 
+from onnxplain_export import reference_recurrent
 from onnxplain_export.quantised_numbers import along, dequantised
 
 Array = npt.NDArray[Any]
@@ -494,4 +495,5 @@ OPERATORS = [
     ScatterElements,
     ScatterND,
     Pad,
+    *reference_recurrent.OPERATORS,
 ]
