@@ -333,6 +333,13 @@ WINDOWS: list[Row] = [
     ("Reshape", "largest shape3", "by_image", {}),
     ("ReduceMean", "by_image", "features", {"axes": [1], "keepdims": 0}),
 ]
+# Its first states and its lengths are those of one image.
+RECURRENT: list[Row] = [
+    ("Reshape", "maps shape1", "tokens", {}),
+    ("Transpose", "tokens", "sequence", {"perm": [2, 0, 1]}),
+    ("LSTM", "sequence gates_x gates_h gates_b lengths first_h first_c", "states last", {"hidden_size": 6}),
+    ("Squeeze", "last", "features", {"axes": [0]}),
+]
 
 
 @pytest.mark.parametrize(
@@ -340,14 +347,25 @@ WINDOWS: list[Row] = [
     [
         (SEQUENCE_FIRST, [[1, 6, 64], [64, 6], [64, 2, 3]]),
         (WINDOWS, [[1, 6, 2, 4, 2, 4], [4, 16, 6], [1, 4, 6]]),
+        (RECURRENT, [[1, 6, 64]]),
     ],
-    ids=["sequence first", "windows"],
+    ids=["sequence first", "windows", "recurrent"],
 )
 def test_a_static_batch_merged_with_other_axes(
     middle: list[Row], shapes: list[list[int]], tmp_path: Path
 ) -> None:
     weights = {f"shape{index}": np.array(shape, np.int64) for index, shape in enumerate(shapes, 1)}
-    weights["mix"] = np.random.default_rng(4).standard_normal((6, 6)).astype(np.float32)
+    random = np.random.default_rng(4)
+    weights["lengths"] = np.array([60], np.int32)
+    for name, size in {
+        "mix": (6, 6),
+        "gates_x": (1, 24, 6),
+        "gates_h": (1, 24, 6),
+        "gates_b": (1, 48),
+        "first_h": (1, 1, 6),
+        "first_c": (1, 1, 6),
+    }.items():
+        weights[name] = random.standard_normal(size).astype(np.float32)
     source = write(tmp_path / "source.onnx", [*TRUNK, *middle, HEAD[-1]], weights=weights)
     export(source, None, tmp_path / "out.onnx", layer="maps")
     image = images(3)
@@ -385,21 +403,47 @@ def test_an_operator_without_a_rule(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     failing(tmp_path, "maps")
 
 
-def test_control_flow_on_the_path(tmp_path: Path) -> None:
-    branches = {
+def branches_of(value: str) -> dict[str, onnx.GraphProto]:
+    """Return an If's branches, which take a value from around it."""
+    return {
         name: helper.make_graph(
-            [helper.make_node(operator, ["conv2"], [f"{name}_result"])],
+            [helper.make_node(operator, [value], [f"{name}_result"])],
             name,
             [],
             [helper.make_tensor_value_info(f"{name}_result", TensorProto.FLOAT, None)],
         )
         for name, operator in (("then_branch", "Relu"), ("else_branch", "Tanh"))
     }
+
+
+def test_control_flow_beside_the_path(tmp_path: Path) -> None:
+    """What the layer decides is made of a value from before the layer."""
+    rows: list[Row] = [
+        *TRUNK,
+        ("ReduceMean", "relu1", "brightness", {"axes": [1, 2, 3]}),
+        ("ReduceSum", "maps", "sum", {"keepdims": 0}),
+        ("Cast", "sum", "is_positive", {"to": TensorProto.BOOL}),
+        ("If", "is_positive", "gate", branches_of("brightness")),
+        ("GlobalAveragePool", "maps", "pooled", {}),
+        ("Mul", "pooled gate", "gated", {}),
+        ("Reshape", "gated flat", "features", {}),
+        ("Gemm", "features fc bias", "scores", {}),
+    ]
+    path = tmp_path / "explainer.onnx"
+    export(write(tmp_path / "source.onnx", rows), None, path, layer="maps")
+    assert verify(path).rules < 1e-8
+    found = explained(path, images(2), [1])
+    gate = source_outputs(tmp_path / "source.onnx", "gate", {"image": images(2)})
+    expected = gate * constants(1)["fc"][:, 1, None, None] / 64
+    np.testing.assert_allclose(found["gradients"][:, 0], expected + np.zeros((1, 6, 8, 8)), rtol=1e-5)
+
+
+def test_control_flow_on_the_path(tmp_path: Path) -> None:
     rows: list[Row] = [
         *TRUNK[:-1],
         ("ReduceSum", "conv2", "sum", {"keepdims": 0}),
         ("Cast", "sum", "is_positive", {"to": TensorProto.BOOL}),
-        ("If", "is_positive", "maps", branches),
+        ("If", "is_positive", "maps", branches_of("conv2")),
         *HEAD,
     ]
     with pytest.raises(UnsupportedOperatorError, match=r"operator If .*maps_node"):

@@ -96,6 +96,16 @@ STATISTICS = {
     name: np.linspace(low, high, 4, dtype=np.float32)
     for name, low, high in [("scale", 0.5, 2), ("bias", -1, 1), ("mean", -0.5, 0.5), ("var", 0.5, 3)]
 }
+# Operators and their gates.
+RECURRENT = [("RNN", 1), ("GRU", 3), ("LSTM", 4)]
+
+
+def recurrent(opset: int, operator: str, gates: int) -> tuple[int, str, str]:
+    """Return the opset, inputs and node of a layer of both directions."""
+    inputs = f"float[5, N, 3] x, float[2, {4 * gates}, 3] w, float[2, {4 * gates}, 4] r"
+    return opset, inputs, f'{operator} <hidden_size = 4, direction = "bidirectional"> (x, w, r)'
+
+
 REDUCTIONS = ["L1", "L2", "LogSumExp", "Max", "Mean", "Min", "Prod", "Sum", "SumSquare"]
 
 # Opset, inputs, node and constants: operators whose form changed later.
@@ -175,6 +185,7 @@ OLD = [
     (7, IMAGE, "AveragePool <kernel_shape = [3, 3], pads = [1, 1, 1, 1]> (x)", {}),
     (8, "float[N, 6] x, float[6, 3] w, float[3] b", "Gemm (x, w, b)", {}),
     (8, IMAGE, "Flatten (x)", {}),
+    *((*recurrent(opset, *layer), {}) for opset in (7, 13) for layer in RECURRENT),
     (17, "float[N, 8, 4, 1] x", "DFT (x)", {}),
     (17, "float[N, 8, 4, 1] x", "DFT <axis = 2, onesided = 1> (x)", {}),
 ]
@@ -339,6 +350,7 @@ NEW: list[tuple[int, str, str, list[str] | None]] = [
             "Shape <start = 1> (x)",
         )
     ),
+    *((*recurrent(opset, *layer), [layer[0]]) for opset in (21, 22, 24) for layer in RECURRENT),
 ]
 
 

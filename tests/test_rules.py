@@ -80,7 +80,7 @@ def build(case: Case, batch: int = 2, *, computes_logits: bool = False) -> Built
     if computes_logits:
         nodes = [helper.make_node(case.operator, names, ["logits"], name="the_node", **case.attributes)]
     else:
-        outputs = [f"y{index}" for index in range(len(case.outputs))]
+        outputs = ["" if is_used is None else f"y{index}" for index, is_used in enumerate(case.outputs)]
         used = [index for index, is_used in enumerate(case.outputs) if is_used]
         nodes = [
             helper.make_node(case.operator, names, outputs, name="the_node", **case.attributes),
@@ -101,7 +101,7 @@ def build(case: Case, batch: int = 2, *, computes_logits: bool = False) -> Built
                 for name, shape in shapes.items()
             ),
             *(
-                helper.make_tensor_value_info(name, TensorProto.INT64, array.shape)
+                helper.make_tensor_value_info(name, helper.np_dtype_to_tensor_dtype(array.dtype), array.shape)
                 for name, array in numbers.items()
             ),
         ],

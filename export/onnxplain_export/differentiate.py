@@ -142,7 +142,8 @@ def _check_known(graph: ir.Graph, logits: ir.Value, wanted: set[ir.Value]) -> No
                 "choose a layer after it, or quantise in the QDQ format"
             )
         if not wanted.isdisjoint(node.inputs):
-            for output in node.outputs:
+            # One that is left out has an empty name.
+            for output in (output for output in node.outputs if output.name != ""):
                 if output.dtype is None or (is_float(output) and output.shape is None):
                     if node.op_type not in NO_GRADIENT:
                         _rule_of(node)

@@ -50,8 +50,8 @@ class Case:
     inputs: tuple[Input, ...]
     """What is differentiated, what is fed, constants, and None for an input left out."""
     attributes: dict[str, object] = field(default_factory=dict)
-    outputs: tuple[bool, ...] = (True,)
-    """Which of the node's outputs are used."""
+    outputs: tuple[bool | None, ...] = (True,)
+    """Which of the node's outputs are used, None for one that is left out."""
     error: str = ""
     """What an error says that is expected instead of a gradient."""
 
@@ -92,7 +92,7 @@ def row(
     operator: str,
     note: str,
     *inputs: Input,
-    outputs: tuple[bool, ...] = (True,),
+    outputs: tuple[bool | None, ...] = (True,),
     **attributes: object,
 ) -> Case:
     return Case(operator, note, inputs, attributes, outputs)

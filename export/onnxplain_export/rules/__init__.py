@@ -12,6 +12,7 @@ from onnxplain_export.rules import (  # noqa: F401  (importing a family register
     normalization,
     pooling,
     quantization,
+    recurrent,
     reductions,
     resampling,
     scattering,

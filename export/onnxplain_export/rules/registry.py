@@ -15,6 +15,7 @@ from typing import Protocol, TypeVar
 import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
+from onnxscript import GraphBuilder
 
 
 class Op(Protocol):
@@ -27,6 +28,10 @@ class Op(Protocol):
 
     def initializer(self, tensor: ir.TensorProtocol) -> ir.Value:
         """Add a constant under the tensor's name, which must be unique."""
+
+    @property
+    def builder(self) -> GraphBuilder:
+        """The graph's builder, which makes the bodies of loops."""
 
 
 def constant_like(op: Op, numbers: npt.ArrayLike, value: ir.Value) -> ir.Value:
