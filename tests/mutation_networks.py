@@ -167,7 +167,8 @@ REWRITES: dict[str, Callable[[ir.Graph], None]] = {
 def _traced(tail: str, head: Callable[[int], nn.Module] | None = None) -> tuple[nn.Module, onnx.ModelProto]:
     torch.manual_seed(0)
     model = Network(TAILS[tail](), head and head(64))
-    return model, ir.to_proto(trace(model, ["features"], EXAMPLE, record_calls(model, EXAMPLE)[0]).model)
+    calls, _ = record_calls(model, EXAMPLE)
+    return model, ir.to_proto(trace(model, ["features"], EXAMPLE, calls, dynamic_size=False).model)
 
 
 def network(operator: str) -> tuple[nn.Module, onnx.ModelProto]:

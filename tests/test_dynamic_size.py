@@ -18,7 +18,7 @@ from onnxplain import Explainer
 from onnxplain.errors import ModelError, SourceError
 from onnxplain.manifest import Preprocessing
 from onnxplain_export import ExportReport, export, verify
-from onnxplain_export.verification import Probe
+from onnxplain_export.probe import Probe
 from redraw import redraw
 
 EXAMPLE = torch.zeros(1, 3, 64, 64)
@@ -155,7 +155,7 @@ def test_the_file_is_verified_at_a_size_that_the_export_did_not_see(tmp_path: Pa
 
 
 class Placed(nn.Module):
-    """A vector is added at each place of the maps, once it is seen that they fit: as vision transformers do."""
+    """A vector is added at each place of the maps, if they fit: as vision transformers do."""
 
     def __init__(self) -> None:
         super().__init__()

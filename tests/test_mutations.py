@@ -76,6 +76,11 @@ def first(op: Any, x: Any, *others: Any, **attributes: Any) -> Any:
     return x
 
 
+def undivided(op: Any, gradient: Any, count: Any) -> Any:
+    """The gradient, repeated where the counts are many."""
+    return op.Add(gradient, op.Mul(count, 0.0))
+
+
 def without_adding_up(op: Any, *inputs: Any, **attributes: Any) -> Any:
     return op.ScatterElements(*inputs, **{**attributes, "reduction": "none"})
 
@@ -166,10 +171,10 @@ SLIPS: list[tuple[str, str, Callable[[Slip], Slip]]] = [
     ("BatchNormalization", "without the deviation", instead(without_deviation)),
     ("LayerNormalization", "without its mean terms", instead(without_mean_term)),
     ("MaxPool", "overlapping windows not added up", emitting("ScatterElements", without_adding_up)),
-    ("AveragePool", "undivided", emitting("Div", first)),
+    ("AveragePool", "undivided", emitting("Div", undivided)),
     ("AveragePool", "divided by the whole window", emitting("Div", lambda op, g, n: op.Div(g, 9.0))),
-    ("GlobalAveragePool", "undivided", emitting("Div", first)),
-    ("ReduceMean", "undivided", emitting("Div", first)),
+    ("GlobalAveragePool", "undivided", emitting("Div", undivided)),
+    ("ReduceMean", "undivided", emitting("Div", undivided)),
     ("Reshape", "in another order", instead(columns_for_rows)),
     ("Transpose", "the forward permutation", instead(forward_permutation)),
     ("Concat", "slices swapped", instead(other_slice)),

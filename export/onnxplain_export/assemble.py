@@ -82,6 +82,7 @@ def assemble(traced: TracedModel, *, input_gradient: bool = False, guided: bool 
     targets = {name: skip_identities(value) for name, value in traced.targets.items()}
     logits = skip_identities(traced.logits)
     _check_paths(graph, logits, targets)
+    own_nodes = list(graph)
 
     class_index = ir.val(CLASS_INDEX, dtype=ir.DataType.INT64, shape=["batch", "classes"])
     graph.inputs[:] = [traced.image, class_index]
@@ -128,6 +129,7 @@ def assemble(traced: TracedModel, *, input_gradient: bool = False, guided: bool 
         give_gradient(name, gradient, AS_IT_IS, list(traced.image.shape[1:]))
     names.give(classes.explained, EXPLAINED, ["batch", "classes"])
     traced.image.name = INPUT
+    _merge_equal(traced.model, own_nodes)
     _clean(traced.model)
 
 
@@ -181,10 +183,21 @@ def _check_paths(graph: ir.Graph, logits: ir.Value, targets: dict[str, ir.Value]
             raise LayerError(f"the layer {name!r} is not of a floating-point type; choose one that is")
 
 
+def _merge_equal(model: ir.Model, own_nodes: Sequence[ir.Node]) -> None:
+    """Merge equal nodes of those that were added.
+
+    Its own stay apart: of two layers that put out the same, each has the gradient of its own readers.
+    """
+    for number, node in enumerate(own_nodes):
+        node.overload = str(number)  # for the pass no two of them are of the same operator
+    passes.CommonSubexpressionEliminationPass()(model)
+    for node in own_nodes:
+        node.overload = ""
+
+
 def _clean(model: ir.Model) -> None:
     """Remove what isn't needed, and what must not leave the exporting machine: stack traces and paths."""
     passes.TopologicalSortPass()(model)
-    passes.CommonSubexpressionEliminationPass()(model)
     passes.RemoveUnusedNodesPass()(model)
     passes.RemoveUnusedFunctionsPass()(model)  # type: ignore[no-untyped-call]
     passes.RemoveUnusedOpsetsPass()(model)

@@ -23,15 +23,15 @@ from onnxplain_export.front_end import FrontEnd
 from onnxplain_export.graph import skip_identities
 from onnxplain_export.head import is_gap_linear
 from onnxplain_export.layers import LayerCandidate, automatic_layer
+from onnxplain_export.probe import Probe
+from onnxplain_export.rule_check import check_rules
+from onnxplain_export.running import run_file
 from onnxplain_export.verification import (
     LOGITS_TOLERANCE,
-    Probe,
     Verification,
-    check_rules,
     compare,
     differentiated_layers,
     relative_error,
-    run_file,
     sized_as,
 )
 
@@ -174,7 +174,7 @@ def export(
     with moved_into_place(destination) as draft:
         save(traced.model, draft)
         outputs = _run(draft, traced, probe, checked)
-        checked = sized_as(checked, outputs)
+        checked = sized_as(checked, probe, outputs)
         progress("verifying the gradient rules in float64")
         rules = check_rules(traced.model, checked, probe)
         progress(f"verifying the file against {front.reference}")

@@ -9,7 +9,7 @@ from onnxplain.manifest import Activation, Layer
 from onnxplain_export.assemble import TracedModel
 from onnxplain_export.float64 import Arrays
 from onnxplain_export.layers import LayerCandidate
-from onnxplain_export.verification import Probe
+from onnxplain_export.probe import Probe
 
 
 class FrontEnd(Protocol):

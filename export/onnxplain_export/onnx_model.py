@@ -47,14 +47,10 @@ from onnxplain_export.onnx_file import OnnxFile, batches_of, first_line, read
 from onnxplain_export.onnx_layers import in_attention, is_final_norm, same_as_input
 from onnxplain_export.onnx_logits import RESHAPES, as_matrix, find_logits, num_classes
 from onnxplain_export.opset import to_design_opset
+from onnxplain_export.probe import Probe, unseen_size
 from onnxplain_export.rules import NO_GRADIENT
-from onnxplain_export.verification import (
-    LOGITS_TOLERANCE,
-    Probe,
-    float64_outputs,
-    relative_error,
-    unseen_size,
-)
+from onnxplain_export.running import float64_outputs
+from onnxplain_export.verification import LOGITS_TOLERANCE, relative_error
 
 _CHANNELS = (1, 3)
 # Ours, of a source whose channels are last: no layer of its own.

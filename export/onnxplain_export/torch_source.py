@@ -15,6 +15,7 @@ from onnxplain_export.exported_program import as_module
 from onnxplain_export.feature_map import FeatureMap
 from onnxplain_export.float64 import Arrays
 from onnxplain_export.layers import LayerCandidate, ModuleCall, candidates
+from onnxplain_export.probe import Probe
 from onnxplain_export.torch_model import (
     check_layers,
     record_calls,
@@ -24,7 +25,6 @@ from onnxplain_export.torch_model import (
     trace,
     weights_digest,
 )
-from onnxplain_export.verification import Probe
 
 
 class TorchModel:

@@ -1,0 +1,152 @@
+"""Are the gradient rules right? On the graph itself, in float64, against central differences of the logits.
+
+A small step from the activations in a random direction must change the logits as the gradients say. In
+float64, with onnx's reference evaluator, a right rule is off by less than a millionth, and a wrong sign, axis
+or factor by per cents. No source is needed.
+
+Networks have kinks, such as a ReLU's zero or a change of place of a maximum, and a step across one says
+nothing about the slope. The deeper the layer, the more there are to cross: behind `layer1` of resnet50 there
+are millions of units. So for each image and class several directions are tried, at several points and with
+steps of several lengths, until two directions agree with the gradients. A right rule needs two that cross no
+kink. A wrong one agrees in a random direction by chance alone, about once in a million times.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import onnx_ir as ir
+
+from onnxplain.errors import VerificationError
+from onnxplain.manifest import Layer
+from onnxplain_export.assemble import CLASS_INDEX, EXPLAINED
+from onnxplain_export.feature_map import FeatureMap
+from onnxplain_export.float64 import Array, Arrays, Float64Graph
+from onnxplain_export.probe import Probe
+from onnxplain_export.ranges import Range, range_of
+from onnxplain_export.running import evaluate, scores_of, side_inputs, tap_of, values_of
+
+TOLERANCE = 1e-6
+# The longer a step, the less the logits' rounding counts, but the more kinks it crosses.
+STEPS = (1e-5, 1e-6, 1e-7, 1e-8, 1e-4)
+GOOD_ENOUGH = 1e-8
+POINTS = 2
+DIRECTIONS = 4
+AGREEING = 2
+# A difference of two logits is exact to about this part of the logits.
+ROUNDING = 1e-15
+
+
+def check_rules(model: ir.Model, layers: Sequence[Layer], probe: Probe) -> float:
+    """Compare the gradients with central differences of the logits, in float64.
+
+    Only the part of the graph behind the target layer is evaluated in float64. What it takes from the part
+    before (the activations, and values that pass the layer by) is computed in float32 by onnxruntime and
+    widened: any point is as good as another to test a derivative at. All but some: behind a ReLU many
+    activations are exactly 0, and where several are the maximum of a window there is no derivative. Hence the
+    points are moved a little, at random.
+
+    Returns
+    -------
+    float
+        The largest error over layers, images and classes, each the second smallest over the directions, and
+        relative to the root mean square of such derivatives over random directions.
+
+    Raises
+    ------
+    VerificationError
+        Every gradient of a layer is zero, or too small to be checked.
+    """
+    weights: Arrays = {}
+    return max(_rules_error(model, layer, probe, weights) for layer in layers)
+
+
+def _rules_error(model: ir.Model, layer: Layer, probe: Probe, weights: Arrays) -> float:
+    tap = tap_of(model, layer)
+    scores = scores_of(model)
+    inputs = [tap, *side_inputs(model, tap)]
+    values = evaluate(model, inputs, probe)
+    outputs = [scores, EXPLAINED, layer.gradients]
+    whole = Float64Graph(model, [*inputs, CLASS_INDEX], outputs, weights)
+    forward = Float64Graph(model, inputs, [scores], weights)
+    generator = np.random.default_rng(1)
+    maps = FeatureMap.of_layer(layer)
+    folded = (len(probe.image), maps.channels, maps.height, maps.width)
+    activations = values[tap].astype(np.float64)
+    size = max(float(np.sqrt(np.mean(np.square(activations)))), 1e-3)
+    possible = range_of(values_of(model)[tap])
+    errors: list[Array] = []
+    for _ in range(POINTS):
+        moved = activations + 0.01 * size * maps.unfold(generator.standard_normal(folded))
+        values[tap] = _inside(moved, possible)
+        point = whole.run({**values, CLASS_INDEX: probe.class_index})
+        found = [point[name] for name in outputs]
+        for _ in range(DIRECTIONS):
+            direction = size * generator.standard_normal(folded)
+            errors.append(_errors_along(direction, maps.unfold(direction), forward, values, tap, *found))
+            if _largest_agreed(errors) <= TOLERANCE:
+                return _largest_agreed(errors)
+    if np.isnan(errors).all():
+        raise VerificationError(
+            f"nothing could be checked at {layer.name!r}: on random images every gradient is zero, or "
+            "too small beside the logits; choose a later layer, or check the model's weights"
+        )
+    return _largest_agreed(errors)
+
+
+def _largest_agreed(errors: Sequence[Array]) -> float:
+    """Return the largest error over images and classes, once enough directions agree on each."""
+    agreed = np.sort(errors, axis=0)[:AGREEING]  # what isn't a number comes last
+    if len(agreed) < AGREEING or np.isnan(agreed[-1]).all():
+        return np.inf
+    return float(np.nanmax(agreed[-1]))
+
+
+def _errors_along(
+    direction: Array,
+    laid_out: Array,
+    forward: Float64Graph,
+    values: Arrays,
+    tap: str,
+    scores: Array,
+    explained: Array,
+    gradients: Array,
+) -> Array:
+    """Return the relative errors of the derivatives along a direction, [batch, classes].
+
+    Each is the best over the steps. It is NaN where no step can tell: where the difference of the logits is
+    lost in the rounding of the logits themselves.
+    """
+    predicted = np.einsum("bkchw,bchw->bk", gradients, direction)
+    # The root mean square of such a derivative over random directions.
+    typical = np.sqrt(np.square(gradients).sum(axis=(2, 3, 4)) * np.mean(np.square(direction)))
+    best = np.full(predicted.shape, np.nan)
+    for step in STEPS:
+        measured = _difference(forward, values, tap, laid_out, step, explained)
+        noise = ROUNDING * np.abs(scores).max() / step
+        scale = np.maximum(np.maximum(typical, np.abs(measured)), np.finfo(np.float64).tiny)
+        error = np.abs(predicted - measured) / scale
+        best = np.fmin(best, np.where(noise <= TOLERANCE * scale, error, np.nan))
+        if np.nanmax(best, initial=0.0) <= GOOD_ENOUGH and not np.isnan(best).any():
+            break
+    return best
+
+
+def _inside(numbers: Array, possible: Range) -> Array:
+    """Return numbers with those outside a range mirrored at its end, whose cut they would meet."""
+    if np.isfinite(possible.low):
+        numbers = possible.low + np.abs(numbers - possible.low)
+    if np.isfinite(possible.high):
+        numbers = possible.high - np.abs(possible.high - numbers)
+    return numbers
+
+
+def _difference(
+    forward: Float64Graph, values: Arrays, name: str, direction: Array, step: float, classes: Array
+) -> Array:
+    """Return the central difference of the explained logits along a direction, [batch, classes]."""
+    (ahead,), (behind,) = (
+        forward.run({**values, name: values[name] + sign * step * direction}).values() for sign in (1, -1)
+    )
+    return np.take_along_axis((ahead - behind) / (2 * step), classes, axis=1)

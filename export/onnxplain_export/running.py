@@ -1,0 +1,130 @@
+"""Running an explainer: its file in float32, and the part of its graph behind a layer in float64."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+import onnx_ir as ir
+import onnxruntime
+
+from onnxplain.manifest import Layer
+from onnxplain_export.assemble import CLASS_INDEX, EXPLAINED, INPUT, LOGITS
+from onnxplain_export.feature_map import FeatureMap
+from onnxplain_export.files import save
+from onnxplain_export.float64 import Arrays, Float64Graph
+from onnxplain_export.graph import (
+    before_quantiser,
+    downstream,
+    is_quantised,
+    skip_identities,
+    taken_by_branches,
+)
+from onnxplain_export.probe import Probe
+
+
+def run_file(path: Path, model: ir.Model, probe: Probe, layers: Sequence[Layer]) -> Arrays:
+    """Run the file that a model was written to on a probe, in float32 with onnxruntime's CPU provider."""
+    tensors = [name for layer in layers for name in (layer.activations, layer.gradients) if name != INPUT]
+    names = [LOGITS, EXPLAINED, *tensors]
+    session = _session(path, model)
+    results = session.run(names, {INPUT: probe.image, CLASS_INDEX: probe.class_index})
+    return dict(zip(names, results, strict=True))
+
+
+def float64_outputs(model: ir.Model, layers: Sequence[Layer], probe: Probe) -> Arrays:
+    """Return the logits and gradients that the graph has in float64, from float32 activations.
+
+    The numbers that quantisers put out are those of float32, too.
+    """
+    outputs: Arrays = {}
+    weights: Arrays = {}
+    quantised = _quantised(model)
+    for layer in layers:
+        tap = tap_of(model, layer)
+        inputs = list(dict.fromkeys([tap, *side_inputs(model, tap), *quantised]))
+        part = Float64Graph(model, [*inputs, CLASS_INDEX], [LOGITS, layer.gradients], weights)
+        outputs |= part.run({**evaluate(model, inputs, probe), CLASS_INDEX: probe.class_index})
+    return outputs
+
+
+def tap_of(model: ir.Model, layer: Layer) -> str:
+    """Return the name of the value that the nodes behind a layer take.
+
+    Where two layers put out the same value, the second one's output is a copy, which nothing reads.
+    """
+    if layer.activations == INPUT:
+        return INPUT
+    output = next(value for value in model.graph.outputs if value.name == layer.activations)
+    name = skip_identities(FeatureMap.of_layer(layer).unfolded(skip_identities(output))).name
+    assert name is not None
+    return name
+
+
+def values_of(model: ir.Model) -> dict[str | None, ir.Value]:
+    """Return the inputs of a model and what its nodes put out, by name."""
+    computed = (value for node in model.graph for value in node.outputs)
+    return {value.name: value for value in (*model.graph.inputs, *computed)}
+
+
+def scores_of(model: ir.Model) -> str:
+    """Return the name of what the gradients are those of: the logits, before they are quantised."""
+    name = before_quantiser(skip_identities(values_of(model)[LOGITS])).name
+    assert name is not None
+    return name
+
+
+def _quantised(model: ir.Model) -> list[str]:
+    """Return the names of the whole numbers that quantisers make of what depends on the image."""
+    graph = model.graph
+    computed = downstream(graph, [values_of(model)[INPUT]])
+    outputs = (node.outputs[0] for node in graph if node.op_type == "QuantizeLinear")
+    return [value.name for value in outputs if value in computed and value.name is not None]
+
+
+def side_inputs(model: ir.Model, tap: str) -> list[str]:
+    """Return the values that nodes behind the layer take from before it, other than constants."""
+    if tap == INPUT:
+        return []
+    graph, values = model.graph, values_of(model)
+    behind = downstream(graph, [values[tap]])
+    before = downstream(graph, [values[INPUT]]) - behind
+    crossing = (
+        value.name
+        for node in graph
+        if any(output in behind for output in node.outputs)
+        for value in [*node.inputs, *taken_by_branches(node)]
+        if value in before
+    )
+    return [name for name in dict.fromkeys(crossing) if name is not None]
+
+
+def evaluate(model: ir.Model, names: list[str], probe: Probe) -> Arrays:
+    """Evaluate values of a model in float32, as its file does."""
+    found = {INPUT: probe.image}
+    computed = [name for name in names if name not in found]
+    if computed:
+        part = ir.convenience.extract(model.graph, [INPUT], computed)
+        with tempfile.TemporaryDirectory() as folder:
+            file = Path(folder) / "part.onnx"
+            save(ir.Model(part, ir_version=model.ir_version), file)
+            results = _session(file, model).run(computed, found)
+        found.update(zip(computed, results, strict=True))
+    return {name: found[name] for name in names}
+
+
+def _session(file: Path, model: ir.Model) -> onnxruntime.InferenceSession:
+    """Load the file of a model or of a part of it.
+
+    A quantised one runs as it's written. Optimising, onnxruntime joins the nodes between quantisers into ones
+    of whole numbers. These round otherwise, and which it joins depends on what else is asked of the file: the
+    logits of one network then differ by per cents.
+    """
+    options = onnxruntime.SessionOptions()
+    if is_quantised(model.graph):
+        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    # Beside PyTorch's threads, waiting ones of onnxruntime would only take time from them.
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    options.log_severity_level = 4  # what fails is raised, and need not be on stderr too
+    return onnxruntime.InferenceSession(file, options, providers=["CPUExecutionProvider"])
