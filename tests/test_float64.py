@@ -44,6 +44,28 @@ def test_branches_are_widened():
     np.testing.assert_allclose(found, x * factor, rtol=1e-15)
 
 
+@pytest.mark.parametrize(
+    "nodes",
+    [
+        "zero = ConstantOfShape(one) logits = Add(x, zero)",
+        "unit = EyeLike<dtype = 1>(table) wide = MatMul(x, unit) logits = Identity(wide)",
+        "number = Constant<value_float = 0.5>() logits = Mul(x, number)",
+        "numbers = Constant<value_floats = [0.5, 0.25]>() logits = Mul(x, numbers)",
+    ],
+)
+def test_types_that_are_float32_by_an_attribute(nodes):
+    """Numpy would take float32 and float64 together; the evaluator doesn't."""
+    model = parse(
+        f"g (float[1, 2] x) => (float[1, 2] logits) {{ {nodes} }}",
+        one=np.array([1]),
+        table=np.zeros((2, 2), np.int64),
+    )
+    x = RNG.standard_normal((1, 2))
+    found = in_float64(model, {"x": x}, ["logits"])["logits"]
+    assert found.dtype == np.float64
+    np.testing.assert_array_equal(found, x * {"number": 0.5, "numbers": [0.5, 0.25]}.get(nodes.split()[0], 1))
+
+
 @pytest.mark.parametrize("axis", [0, 1])
 @pytest.mark.parametrize("backwards", [0, 1])
 def test_scan(axis, backwards):

@@ -25,7 +25,7 @@ from onnxplain_export.head import is_gap_linear
 from onnxplain_export.layers import LayerCandidate, automatic_layer
 from onnxplain_export.probe import Probe
 from onnxplain_export.rule_check import check_rules
-from onnxplain_export.running import run_file
+from onnxplain_export.running import float64_outputs, run_file
 from onnxplain_export.verification import (
     LOGITS_TOLERANCE,
     Verification,
@@ -181,7 +181,8 @@ def export(
         expected = front.expected(probe, outputs, checked)
         if dynamic_size:
             _check_other_size(probe, outputs[LOGITS], expected[LOGITS])
-        verification = compare(probe, rules, outputs, expected, checked)
+        own = float64_outputs(traced.model, checked, probe)
+        verification = compare(probe, rules, outputs, own, expected, checked)
         manifest = replace(manifest, verification=verification.summary())
         set_manifest(traced.model, manifest)
         save(traced.model, draft)

@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 import onnx
 import onnx_ir as ir
-from onnx import TensorProto, numpy_helper
+from onnx import TensorProto, helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
 
 from onnxplain_export.opset_nodes import graphs_of
@@ -82,11 +82,22 @@ def _widen_graph(graph: onnx.GraphProto) -> None:
     for tensor in graph.initializer:
         _widen_tensor(tensor)
     for node in graph.node:
+        if node.op_type == "ConstantOfShape" and not node.attribute:
+            node.attribute.append(helper.make_attribute("value", numpy_helper.from_array(np.zeros(1))))
         for attribute in node.attribute:
-            if attribute.type == onnx.AttributeProto.TENSOR:
-                _widen_tensor(attribute.t)
-            if node.op_type == "Cast" and attribute.name == "to" and attribute.i in _NARROW:
-                attribute.i = TensorProto.DOUBLE
+            _widen_attribute(attribute)
+
+
+def _widen_attribute(attribute: onnx.AttributeProto) -> None:
+    if attribute.type == onnx.AttributeProto.TENSOR:
+        _widen_tensor(attribute.t)
+    elif attribute.name in ("to", "dtype") and attribute.i in _NARROW:
+        attribute.i = TensorProto.DOUBLE
+    elif attribute.name in ("value_float", "value_floats"):
+        number = attribute.f if attribute.name == "value_float" else list(attribute.floats)
+        attribute.CopyFrom(
+            helper.make_attribute("value", numpy_helper.from_array(np.array(number, np.float64)))
+        )
 
 
 def _widen_tensor(tensor: TensorProto) -> None:

@@ -17,6 +17,7 @@ from onnxplain_export.float64 import Arrays, Float64Graph
 from onnxplain_export.graph import (
     before_quantiser,
     downstream,
+    is_float,
     is_quantised,
     skip_identities,
     taken_by_branches,
@@ -34,16 +35,17 @@ def run_file(path: Path, model: ir.Model, probe: Probe, layers: Sequence[Layer])
 
 
 def float64_outputs(model: ir.Model, layers: Sequence[Layer], probe: Probe) -> Arrays:
-    """Return the logits and gradients that the graph has in float64, from float32 activations.
+    """Return the logits and gradients that the graph has in float64, at the file's activations and decisions.
 
-    The numbers that quantisers put out are those of float32, too.
+    Its decisions are which units are on, where a maximum stands, what a quantiser rounds to. Made anew in
+    float64, those within rounding of a kink could fall otherwise, and a gradient jumps there.
     """
     outputs: Arrays = {}
     weights: Arrays = {}
-    quantised = _quantised(model)
+    decided = _decisions(model)
     for layer in layers:
         tap = tap_of(model, layer)
-        inputs = list(dict.fromkeys([tap, *side_inputs(model, tap), *quantised]))
+        inputs = list(dict.fromkeys([tap, *side_inputs(model, tap), *decided]))
         part = Float64Graph(model, [*inputs, CLASS_INDEX], [LOGITS, layer.gradients], weights)
         outputs |= part.run({**evaluate(model, inputs, probe), CLASS_INDEX: probe.class_index})
     return outputs
@@ -75,12 +77,18 @@ def scores_of(model: ir.Model) -> str:
     return name
 
 
-def _quantised(model: ir.Model) -> list[str]:
-    """Return the names of the whole numbers that quantisers make of what depends on the image."""
+def _decisions(model: ir.Model) -> list[str]:
+    """Return the names of the whole numbers and truth values that are made of floating-point ones."""
     graph = model.graph
     computed = downstream(graph, [values_of(model)[INPUT]])
-    outputs = (node.outputs[0] for node in graph if node.op_type == "QuantizeLinear")
-    return [value.name for value in outputs if value in computed and value.name is not None]
+    return [
+        value.name
+        for node in graph
+        if node.op_type not in ("Shape", "Size")
+        and any(given in computed and is_float(given) for given in node.inputs if given)
+        for value in node.outputs
+        if value.name and value.dtype is not None and not is_float(value)
+    ]
 
 
 def side_inputs(model: ir.Model, tap: str) -> list[str]:
@@ -100,18 +108,18 @@ def side_inputs(model: ir.Model, tap: str) -> list[str]:
     return [name for name in dict.fromkeys(crossing) if name is not None]
 
 
-def evaluate(model: ir.Model, names: list[str], probe: Probe) -> Arrays:
-    """Evaluate values of a model in float32, as its file does."""
-    found = {INPUT: probe.image}
-    computed = [name for name in names if name not in found]
-    if computed:
-        part = ir.convenience.extract(model.graph, [INPUT], computed)
-        with tempfile.TemporaryDirectory() as folder:
-            file = Path(folder) / "part.onnx"
-            save(ir.Model(part, ir_version=model.ir_version), file)
-            results = _session(file, model).run(computed, found)
-        found.update(zip(computed, results, strict=True))
-    return {name: found[name] for name in names}
+def evaluate(model: ir.Model, names: Sequence[str], probe: Probe) -> Arrays:
+    """Evaluate values of a model as its file does, in float32: they are asked for beside its outputs."""
+    feeds = {INPUT: probe.image, CLASS_INDEX: probe.class_index}
+    asked = [name for name in names if name not in feeds]
+    copy = model.clone()
+    values = values_of(copy)
+    copy.graph.outputs.extend(values[name] for name in asked if not values[name].is_graph_output())
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "copy.onnx"
+        save(copy, file)
+        results = _session(file, model).run(asked, feeds) if asked else []
+    return {**feeds, **dict(zip(asked, results, strict=True))}
 
 
 def _session(file: Path, model: ir.Model) -> onnxruntime.InferenceSession:

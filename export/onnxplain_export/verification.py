@@ -3,15 +3,18 @@
 Two questions are asked, each where it can be answered sharply:
 
 1. *Are the rules right?* In float64, on the graph itself, against differences of the logits (`rule_check`).
-2. *Is the file right?* In float32, with onnxruntime: against PyTorch's logits and autograd's gradients where
-   the source is at hand, else against the same graph in float64. Float32 rounds, and near a ReLU's zero
-   rounding switches a unit on or off. That changes single elements by much and the others not at all: so the
-   median error is held tightly and the total loosely.
+2. *Is the file right?* In float32, with onnxruntime, against the same graph in float64 and, where the source
+   is at hand, against the source: its logits, and the gradients by PyTorch's autograd.
 
-Quantisers round too, to steps that have no slope. In float64 they are taken away, but for the cut at the ends
-of their range: there the rules, which let the gradient straight through, are exact. The file is compared with
-float64 at the whole numbers that it has itself. Computed anew, a number halfway between two steps could be
-rounded to the other one, which moves those behind it: some layers on, most are others.
+Float32 rounds, and near a ReLU's zero rounding switches a unit on or off: single gradients then jump, which
+is nobody's fault. At `layer3` of resnet50 PyTorch in float32 is 6e-3 (relative L2) from itself in float64. So
+the file is held tightly against float64 where that takes the file's own decisions: which units are on, where
+maxima stand, what quantisers round to. What is left is the rounding of sums; a wrong kernel or graph would
+show. PyTorch makes decisions of its own, so autograd is held loosely, and the median image counts: it would
+show another function or layer, or a backward pass that the model defines itself.
+
+Quantisers round to steps that have no slope. For the check of the rules they are taken away, but for the cut
+at the ends of their range: there the rules, which let the gradient straight through, are exact.
 """
 
 from __future__ import annotations
@@ -36,23 +39,24 @@ from onnxplain_export.running import float64_outputs, run_file
 
 REFERENCE = "float64 directional derivatives"
 LOGITS_TOLERANCE = 1e-4
-MEDIAN_TOLERANCE = 1e-4
-TOTAL_TOLERANCE = 2e-2
+GRADIENTS_TOLERANCE = 1e-4
+AUTOGRAD_TOLERANCE = 2e-2
 
 
 @dataclass(frozen=True)
 class Verification:
     """The errors that were measured, each relative.
 
-    `rules` is that of the float64 directional derivatives; `logits` and `gradients` are relative L2 errors of
-    the float32 file, `median` that of the median element over the largest.
+    `rules` is that of the float64 directional derivatives. The others are relative L2 errors of the float32
+    file: `logits` from the source's, `gradients` from the same graph in float64, `autograd` from PyTorch's
+    gradients, of the median image; None without PyTorch.
     """
 
     inputs: int
     rules: float
     logits: float
     gradients: float
-    median: float
+    autograd: float | None
 
     def summary(self) -> dict[str, Any]:
         """Return what goes into the manifest, to one digit: the last ones differ between machines."""
@@ -101,7 +105,7 @@ def verify(path: str | os.PathLike[str]) -> Verification:
         outputs = run_file(file, model, probe, layers)
         layers = sized_as(layers, probe, outputs)
         rules = rule_check.check_rules(model, layers, probe)
-        expected = float64_outputs(model, layers, probe)
+        own = float64_outputs(model, layers, probe)
     except VerificationError:
         raise
     except Exception as error:  # whatever a damaged or hostile file makes its readers raise
@@ -109,7 +113,7 @@ def verify(path: str | os.PathLike[str]) -> Verification:
         raise ModelError(
             f"{str(file)!r} doesn't run as its manifest says ({reason}); export it again"
         ) from error
-    return compare(probe, rules, outputs, expected, layers)
+    return compare(probe, rules, outputs, own, {LOGITS: own[LOGITS]}, layers)
 
 
 def differentiated_layers(model: ir.Model, manifest: Manifest) -> list[Layer]:
@@ -156,11 +160,25 @@ def _num_classes(model: ir.Model, file: Path) -> int:
 
 
 def compare(
-    probe: Probe, rules: float, outputs: Arrays, expected: Mapping[str, Array], layers: Sequence[Layer]
+    probe: Probe,
+    rules: float,
+    outputs: Arrays,
+    own: Mapping[str, Array],
+    expected: Mapping[str, Array],
+    layers: Sequence[Layer],
 ) -> Verification:
     """Compare a file's outputs with those expected, and hold all errors against their tolerances.
 
-    Activations are compared where they are expected.
+    Parameters
+    ----------
+    rules
+        The error of the rules in float64.
+    outputs
+        The file's, in float32.
+    own
+        What its graph says in float64.
+    expected
+        The source's logits, and where it has them its activations and gradients.
 
     Raises
     ------
@@ -168,19 +186,16 @@ def compare(
         An error is outside its tolerance.
     """
     _check_selection(probe, outputs)
-    gradients = [(outputs[layer.gradients], expected[layer.gradients]) for layer in layers]
-    activations = [
-        relative_error(outputs[layer.activations], expected[layer.activations])
-        for layer in layers
-        if layer.activations in expected
-    ]
+    by_autograd = [layer.gradients for layer in layers if layer.gradients in expected]
+    activations = [layer.activations for layer in layers if layer.activations in expected]
     measured = Verification(
         inputs=len(outputs[LOGITS]),
         rules=rules,
         logits=relative_error(outputs[LOGITS], expected[LOGITS]),
-        gradients=max(relative_error(*pair) for pair in gradients),
-        median=max(median_error(*pair) for pair in gradients),
+        gradients=max(relative_error(outputs[layer.gradients], own[layer.gradients]) for layer in layers),
+        autograd=max((_median_image(outputs[name], expected[name]) for name in by_autograd), default=None),
     )
+    moved = max((relative_error(outputs[name], expected[name]) for name in activations), default=0.0)
     for what, error, tolerance in (
         (
             "the gradient rules differ from differences of the logits in float64",
@@ -188,9 +203,9 @@ def compare(
             rule_check.TOLERANCE,
         ),
         ("the logits differ from the source's", measured.logits, LOGITS_TOLERANCE),
-        ("the activations differ from the source's", max(activations, default=0.0), LOGITS_TOLERANCE),
-        ("the gradients' median element differs from the reference", measured.median, MEDIAN_TOLERANCE),
-        ("the gradients differ from the reference", measured.gradients, TOTAL_TOLERANCE),
+        ("the activations differ from the source's", moved, LOGITS_TOLERANCE),
+        ("the gradients differ from those of the graph in float64", measured.gradients, GRADIENTS_TOLERANCE),
+        ("the gradients differ from PyTorch's", measured.autograd or 0.0, AUTOGRAD_TOLERANCE),
     ):
         if not error <= tolerance:
             raise VerificationError(
@@ -225,12 +240,8 @@ def relative_error(actual: Array, expected: Array) -> float:
     return float(difference if size == 0 else difference / size)
 
 
-def median_error(actual: Array, expected: Array) -> float:
-    """Return the median error over the elements that aren't zero, relative to the largest of them."""
-    nonzero = (expected != 0) | (actual != 0)
-    if not nonzero.any():
-        return 0.0
-    return float(np.median(np.abs(actual - expected)[nonzero]) / np.abs(expected).max())
+def _median_image(actual: Array, expected: Array) -> float:
+    return float(np.median([relative_error(*pair) for pair in zip(actual, expected, strict=True)]))
 
 
 def _one_digit(number: float) -> float:
