@@ -41,10 +41,22 @@ _ACTIVATIONS = {
 
 
 @dataclass(frozen=True)
+class _Linear:
+    """A linear layer: rows of a matrix, and their bias, if there is one."""
+
+    weights: ir.Value
+    bias: _Values
+
+    def __call__(self, op: Op, x: ir.Value) -> ir.Value:
+        product = op.MatMul(x, op.Transpose(self.weights, perm=[1, 0]))
+        return op.Add(product, self.bias[0]) if self.bias else product
+
+
+@dataclass(frozen=True)
 class _Direction:
     """One direction of a node: its inputs and outputs, and the gradients of its outputs.
 
-    _Values are [steps, batch, size]; in a gradient the classes come before the batch.
+    Values are [steps, batch, size]; in a gradient the classes come before the batch.
     """
 
     reverse: bool
@@ -69,9 +81,19 @@ class _Direction:
     final: _Values
     """Those of the states behind the last step, [classes, batch, size]."""
 
-    def from_input(self, op: Op) -> ir.Value:
-        """Return W x and its bias for all steps."""
-        return _linear(op, self.x, self.w, self.biases[:1])
+    def parts(self, op: Op, sizes: list[int]) -> tuple[list[_Linear], list[_Linear]]:
+        """Return W and R with their biases, cut into parts of so many rows.
+
+        Cut matrices also keep OpenVINO (2026.4) right: where a square one is used as it is and transposed, it
+        takes one for the other.
+        """
+        sides = []
+        for matrix, bias in ((self.w, self.biases[:1]), (self.r, self.biases[1:])):
+            parts = [
+                _outputs(op.Split(value, sizes, axis=0, _outputs=len(sizes))) for value in (matrix, *bias)
+            ]
+            sides.append([_Linear(rows, own) for rows, *own in zip(*parts, strict=True)])
+        return sides[0], sides[1]
 
     def before(self, op: Op, states: ir.Value, initial: ir.Value) -> ir.Value:
         """Return for each step the state before it."""
@@ -132,19 +154,16 @@ def gru(op: Op, node: ir.Node, wrt: int, gradients: Sequence[ir.Value | None]) -
     def backward(direction: _Direction) -> _Values:
         f, g = direction.activations
         h = direction.hidden_before(op)
-        sizes = [2 * direction.size, direction.size]
-        r_gates, r_new = _outputs(op.Split(direction.r, sizes, axis=0, _outputs=2))
-        biases = [_outputs(op.Split(bias, sizes, axis=0, _outputs=2)) for bias in direction.biases[1:]]
-        gates_bias, new_bias = [bias[0] for bias in biases], [bias[1] for bias in biases]
-        x_gates, x_new = _outputs(op.Split(direction.from_input(op), sizes, axis=-1, _outputs=2))
-        gates = f.apply(op, op.Add(x_gates, _linear(op, h, r_gates, gates_bias)))
+        (x_gates, x_new), (h_gates, h_new) = direction.parts(op, [2 * direction.size, direction.size])
+        gates = f.apply(op, op.Add(x_gates(op, direction.x), h_gates(op, h)))
         z, r = _outputs(op.Split(gates, num_outputs=2, axis=-1, _outputs=2))
         if linear_before_reset:
-            reset = _linear(op, h, r_new, new_bias)
-            n = g.apply(op, op.Add(x_new, op.Mul(r, reset)))
+            reset = h_new(op, h)
+            by_state = op.Mul(r, reset)
         else:
             reset = h
-            n = g.apply(op, op.Add(x_new, _linear(op, op.Mul(r, h), r_new, new_bias)))
+            by_state = h_new(op, op.Mul(r, h))
+        n = g.apply(op, op.Add(x_new(op, direction.x), by_state))
         z_slopes = direction.or_behind(op, op.Mul(op.Sub(h, n), f.slope(op, z)), 0.0)
         r_slopes = op.Mul(reset, f.slope(op, r))
         n_slopes = direction.or_behind(op, op.Mul(op.Sub(1.0, z), g.slope(op, n)), 0.0)
@@ -152,15 +171,15 @@ def gru(op: Op, node: ir.Node, wrt: int, gradients: Sequence[ir.Value | None]) -
 
         def step(op: Op, states: _Values, elements: _Values) -> _Values:
             (dh,) = states
-            d, z, r, z_slope, r_slope, n_slope = elements
-            dh = op.Add(dh, d)
+            gradient, z, r, z_slope, r_slope, n_slope = elements
+            dh = op.Add(dh, gradient)
             da_z, da_n = op.Mul(dh, z_slope), op.Mul(dh, n_slope)
             if linear_before_reset:
-                da_r, by_new = op.Mul(da_n, r_slope), op.MatMul(op.Mul(da_n, r), _inside(op, r_new))
+                da_r, by_new = op.Mul(da_n, r_slope), op.MatMul(op.Mul(da_n, r), _inside(op, h_new.weights))
             else:
-                d_reset = op.MatMul(da_n, _inside(op, r_new))
+                d_reset = op.MatMul(da_n, _inside(op, h_new.weights))
                 da_r, by_new = op.Mul(d_reset, r_slope), op.Mul(d_reset, r)
-            by_gates = op.MatMul(op.Concat(da_z, da_r, axis=-1), _inside(op, r_gates))
+            by_gates = op.MatMul(op.Concat(da_z, da_r, axis=-1), _inside(op, h_gates.weights))
             dh = op.Add(op.Mul(dh, z), op.Add(by_gates, by_new))
             return [dh, op.Concat(da_z, da_r, da_n, axis=-1)]
 
@@ -181,10 +200,10 @@ def lstm(op: Op, node: ir.Node, wrt: int, gradients: Sequence[ir.Value | None]) 
 
     def backward(direction: _Direction) -> _Values:
         f_gate, f_new, f_cell = direction.activations
-        by_state = _linear(op, direction.hidden_before(op), direction.r, direction.biases[1:])
-        a = op.Add(direction.from_input(op), by_state)
-        gates, a_n = _outputs(op.Split(a, [3 * direction.size, direction.size], axis=-1, _outputs=2))
-        gates, n = f_gate.apply(op, gates), f_new.apply(op, a_n)
+        h = direction.hidden_before(op)
+        (x_gates, x_new), (h_gates, h_new) = direction.parts(op, [3 * direction.size, direction.size])
+        gates = f_gate.apply(op, op.Add(x_gates(op, direction.x), h_gates(op, h)))
+        n = f_new.apply(op, op.Add(x_new(op, direction.x), h_new(op, h)))
         i, o, f = _outputs(op.Split(gates, num_outputs=3, axis=-1, _outputs=3))
         f = op.Sub(1.0, i) if input_forget else f
         kept_cell = direction.or_behind(op, f, 1.0)
@@ -430,12 +449,6 @@ def _classes(op: Op, gradients: Sequence[ir.Value | None]) -> ir.Value:
 
 def _input(node: ir.Node, index: int) -> ir.Value | None:
     return node.inputs[index] if index < len(node.inputs) else None
-
-
-def _linear(op: Op, x: ir.Value, weights: ir.Value, bias: _Values) -> ir.Value:
-    """Return W x and its bias, if there is one."""
-    product = op.MatMul(x, op.Transpose(weights, perm=[1, 0]))
-    return op.Add(product, bias[0]) if bias else product
 
 
 def _outputs(values: ir.Value) -> _Values:
