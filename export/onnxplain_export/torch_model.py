@@ -9,13 +9,14 @@ import io
 import logging
 import re
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
 from typing import Any
 
 import onnx_ir as ir
 import torch
 from torch import nn
+from torch.autograd.graph import Node
 
 from onnxplain.errors import LayerError, SourceError
 from onnxplain_export.assemble import TracedModel
@@ -153,7 +154,7 @@ def record_calls(model: nn.Module, example: torch.Tensor) -> tuple[list[ModuleCa
     """
     generator = torch.Generator().manual_seed(0)
     image = torch.randn(2, *example.shape[1:], generator=generator).to(example.device)
-    outputs: list[tuple[str, str, torch.Tensor, bool]] = []
+    outputs: list[_Output] = []
     versions: list[int] = []
 
     def before(module: nn.Module, inputs: tuple[object, ...]) -> None:
@@ -167,20 +168,30 @@ def record_calls(model: nn.Module, example: torch.Tensor) -> tuple[list[ModuleCa
                 return
             # A module that works in place returns its input, but as another version of it.
             same = source is not None and source._version == version and _same_elements(source, tensor)
-            outputs.append((name, type(module).__name__, tensor, same))
+            outputs.append(
+                _Output(
+                    name,
+                    type(module).__name__,
+                    tuple(tensor.shape),
+                    tensor.is_floating_point(),
+                    same,
+                    _node(tensor),
+                )
+            )
 
         return hook
 
     with contextlib.ExitStack() as stack:
         stack.enter_context(evaluation_mode(model))
         stack.enter_context(torch.enable_grad())
+        # What depends on what is asked, not how much: nothing needs to be kept for a backward pass.
+        stack.enter_context(torch.autograd.graph.saved_tensors_hooks(lambda tensor: None, _forgotten))
         try:
             for name, module in model.named_modules():
                 if name:
                     stack.callback(module.register_forward_pre_hook(before).remove)
                     stack.callback(module.register_forward_hook(record(name)).remove)
             logits = logits_of(model(image.requires_grad_().clone()))
-            reached = _reached(logits, [tensor for _, _, tensor, _ in outputs])
         except SourceError:
             raise
         except Exception as error:
@@ -189,20 +200,38 @@ def record_calls(model: nn.Module, example: torch.Tensor) -> tuple[list[ModuleCa
             ) from error
     if not logits.isfinite().all():
         raise SourceError("the model returns logits that are not finite; check its weights and its input")
-    calls = _described(model, outputs, reached, (image.shape[2], image.shape[3]))
+    calls = _described(model, outputs, _ancestors(logits), (image.shape[2], image.shape[3]))
     seen = image.detach()
     calls = without_unread_grids(calls, lambda name, maps: _grid_reaches(model, seen, name, maps))
     return calls, logits.shape[1]
 
 
+@dataclass(frozen=True)
+class _Output:
+    """What a module put out: its first tensor, but for the numbers."""
+
+    name: str
+    kind: str
+    shape: tuple[int, ...]
+    is_float: bool
+    same_as_input: bool
+    node: Node | None
+    """Its place in autograd's graph; None where no gradient comes back to it."""
+
+
+def _node(tensor: torch.Tensor) -> Node | None:
+    return torch.autograd.graph.get_gradient_edge(tensor).node if tensor.requires_grad else None
+
+
+def _forgotten(tensor: None) -> torch.Tensor:
+    raise AssertionError("no backward pass is run")
+
+
 def _described(
-    model: nn.Module,
-    outputs: Sequence[tuple[str, str, torch.Tensor, bool]],
-    reached: Sequence[bool],
-    image_size: tuple[int, int],
+    model: nn.Module, outputs: Sequence[_Output], reached: Set[Node], image_size: tuple[int, int]
 ) -> list[ModuleCall]:
     """Return the calls of a model's modules, given what they put out for two images."""
-    sizes = [(tensor.shape[2], tensor.shape[3]) for _, _, tensor, _ in outputs if tensor.ndim == 4]
+    sizes = [(output.shape[2], output.shape[3]) for output in outputs if len(output.shape) == 4]
     grids = token_grids(sizes, image_size)
     attention = [
         f"{name}."
@@ -210,20 +239,20 @@ def _described(
         if re.search("attention|attn", f"{type(module).__name__} {name.split('.')[-1]}", re.IGNORECASE)
     ]
     calls = []
-    for (name, kind, tensor, same), reaches in zip(outputs, reached, strict=True):
-        is_map = tensor.is_floating_point() and len(tensor) == 2
-        maps = feature_map_of(tensor.shape, image_size, grids) if is_map else None
+    for output in outputs:
+        is_map = output.is_float and output.shape[:1] == (2,)
+        maps = feature_map_of(output.shape, image_size, grids) if is_map else None
         calls.append(
             ModuleCall(
-                name,
-                kind,
-                tuple(tensor.shape),
+                output.name,
+                output.kind,
+                output.shape,
                 maps,
-                reaches,
-                same,
-                in_attention=f"{name}.".startswith(tuple(attention)),
+                output.node in reached,
+                output.same_as_input,
+                in_attention=f"{output.name}.".startswith(tuple(attention)),
                 has_image_aspect=maps is not None and has_aspect(maps.size, image_size),
-                is_final_norm="." not in name and "norm" in kind.lower(),
+                is_final_norm="." not in output.name and "norm" in output.kind.lower(),
             )
         )
     return calls
@@ -364,6 +393,13 @@ def reference(
         PyTorch can't differentiate the model.
     """
     own: list[torch.Tensor] = []
+    entered: list[bool] = []
+
+    def enter(module: nn.Module, inputs: object) -> None:
+        entered.append(True)
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor | None:
+        return tensor if entered else None
 
     def move(module: nn.Module, inputs: object, output: object) -> object:
         own.append(_first(output))
@@ -381,6 +417,9 @@ def reference(
     with contextlib.ExitStack() as stack:
         stack.enter_context(evaluation_mode(model))
         stack.enter_context(torch.enable_grad())
+        # The backward pass ends at the layer: what was computed before it needn't be kept.
+        stack.enter_context(torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor))
+        stack.callback(model.get_submodule(layer).register_forward_pre_hook(enter).remove)
         stack.callback(model.get_submodule(layer).register_forward_hook(move).remove)
         try:
             logits = logits_of(model(image.requires_grad_().clone()))
@@ -442,16 +481,16 @@ def _replace_first(output: Any, tensor: torch.Tensor) -> Any:
     return type(output)(*replaced) if hasattr(output, "_fields") else type(output)(replaced)
 
 
-def _reached(logits: torch.Tensor, tensors: Sequence[torch.Tensor]) -> list[bool]:
-    """Say of each tensor whether the logits depend on it."""
-    differentiable = [tensor for tensor in tensors if tensor.requires_grad]
-    if not differentiable or not logits.requires_grad:
-        return [False] * len(tensors)
-    gradients = torch.autograd.grad(logits.sum(), differentiable, allow_unused=True)
-    found = {
-        id(tensor): gradient is not None for tensor, gradient in zip(differentiable, gradients, strict=True)
-    }
-    return [found.get(id(tensor), False) for tensor in tensors]
+def _ancestors(tensor: torch.Tensor) -> set[Node]:
+    """Return the nodes of autograd's graph that a tensor depends on."""
+    found: set[Node] = set()
+    waiting = [tensor.grad_fn]
+    while waiting:
+        node = waiting.pop()
+        if node is not None and node not in found:
+            found.add(node)
+            waiting.extend(source for source, _ in node.next_functions)
+    return found
 
 
 def _causes(error: BaseException) -> Iterator[BaseException]:
