@@ -40,17 +40,18 @@ AUTOMATIC = """\
 
 The layer that `onnxplain export` picks, at the network's own input size: two images that the export hasn't
 seen, three classes each, in onnxruntime against PyTorch's autograd, both in float32. A network is verified if
-its gradients are not zero and the relative L2 errors of logits and gradients are at most 1e-4. *Rules* is the
-largest relative error of the gradients against central differences of the logits, in float64.
+its gradients are not zero, their relative L2 error is at most 1e-4, and the export's own verification has
+passed. That one allows the logits 1e-4, or more where PyTorch's own in float32 are as far from float64. *Rules*
+is the largest relative error of the gradients against central differences of the logits, in float64.
 """
 STEM = """\
 ## From the first layer
 
 The same networks from their first convolution or patch embedding, through all their operators, at the
 smallest input size of several that they take. A network is verified if the export's own verification passes:
-the rules in float64 against central differences of the logits, by at most 1e-6 (*rules*), and the file in
-float32 against autograd at the file's own activations. There the relative L2 error of the gradients may be
-larger than rounding: a ReLU whose input is within rounding of zero is on in one and off in the other.
+the rules in float64 against central differences of the logits, by at most 1e-6 (*rules*), the file in float32
+against the same graph in float64 (*gradients*), by at most 1e-4, and loosely against autograd: a unit whose
+input is within rounding of zero may be on in one and off in the other.
 """
 COLUMNS = (
     "network",

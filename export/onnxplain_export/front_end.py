@@ -76,5 +76,8 @@ class FrontEnd(Protocol):
             The layers at the probe's size, and the image in the role of one where its gradients are checked.
         """
 
+    def in_float64(self, probe: Probe, layers: Sequence[Layer]) -> Arrays:
+        """Return the logits and activations in float64; nothing where the source can't be run so."""
+
     def digest(self) -> str:
         """Return the SHA-256 that identifies the weights."""

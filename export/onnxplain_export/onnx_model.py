@@ -239,6 +239,10 @@ class OnnxModel:
         """Return the file's own logits."""
         return {LOGITS: self._source_logits(probe.image)}
 
+    def in_float64(self, probe: Probe, layers: Sequence[Layer]) -> Arrays:
+        """Return nothing: onnxruntime runs the file as it is."""
+        return {}
+
     def digest(self) -> str:
         """Return the SHA-256 of the file and its external data."""
         return self._file.digest()

@@ -357,6 +357,16 @@ def weights_digest(model: nn.Module) -> str:
     return digest.hexdigest()
 
 
+def run_in_float64(
+    model: nn.Module, image: torch.Tensor, layers: Sequence[str]
+) -> tuple[Array, list[Array]]:
+    """Return the logits and what layers put out, by a copy of a model in float64 on the CPU."""
+    wide = Tapped(copy.deepcopy(model).cpu().double(), layers).eval()
+    with torch.no_grad():
+        logits, *activations = wide(image.double())
+    return logits.numpy(), [tensor.numpy() for tensor in activations]
+
+
 @dataclass(frozen=True)
 class Reference:
     """What PyTorch says of a batch, for one layer."""

@@ -22,6 +22,7 @@ from onnxplain_export.torch_model import (
     reference,
     reference_image_gradients,
     reference_logits,
+    run_in_float64,
     trace,
     weights_digest,
 )
@@ -94,6 +95,21 @@ class TorchModel:
             expected[layer.activations] = found.activations
             expected[layer.gradients] = found.gradients
         return expected
+
+    @torch.inference_mode(mode=False)
+    def in_float64(self, probe: Probe, layers: Sequence[Layer]) -> Arrays:
+        """Return PyTorch's logits and activations in float64; nothing where a module insists on float32."""
+        try:
+            logits, activations = run_in_float64(
+                self._model, torch.from_numpy(probe.image), [layer.name for layer in layers]
+            )
+        except Exception:  # whatever modules raise that mix their own numbers with the image's
+            return {}
+        folded = {
+            layer.activations: FeatureMap.of_layer(layer).fold(array)
+            for layer, array in zip(layers, activations, strict=True)
+        }
+        return {LOGITS: logits, **folded}
 
     def digest(self) -> str:
         """Return the SHA-256 of the parameters and buffers, their names included."""
