@@ -40,8 +40,8 @@ AUTOMATIC = """\
 
 The layer that `onnxplain export` picks, at the network's own input size: two images that the export hasn't
 seen, three classes each, in onnxruntime against PyTorch's autograd, both in float32. A network is verified if
-its gradients are not zero, their relative L2 error is at most 1e-4, and the export's own verification has
-passed. That one allows the logits 1e-4, or more where PyTorch's own in float32 are as far from float64. *Rules*
+its gradients are not zero, their relative L2 error is at most 1e-4, and the export's own verification passed.
+It allows the logits 1e-4, or more where PyTorch's in float32 are as far from its own in float64. *Rules*
 is the largest relative error of the gradients against central differences of the logits, in float64.
 """
 STEM = """\

@@ -361,10 +361,21 @@ def run_in_float64(
     model: nn.Module, image: torch.Tensor, layers: Sequence[str]
 ) -> tuple[Array, list[Array]]:
     """Return the logits and what layers put out, by a copy of a model in float64 on the CPU."""
-    wide = Tapped(copy.deepcopy(model).cpu().double(), layers).eval()
+    wide = Tapped(copy.deepcopy(model, _widened_caches(model)).cpu().double(), layers).eval()
     with torch.no_grad():
-        logits, *activations = wide(image.double())
+        logits, *activations = wide(image.cpu().double())
     return logits.numpy(), [tensor.numpy() for tensor in activations]
+
+
+def _widened_caches(model: nn.Module) -> dict[int, Any]:
+    """Return copies in float64, by identity, of the tensors that modules computed and keep.
+
+    They are no state of theirs, and as they have a history of gradients, deepcopy refuses them.
+    """
+    kept = [value for module in model.modules() for value in vars(module).values()]
+    kept += [value for cache in kept if isinstance(cache, dict) for value in cache.values()]
+    computed = (value for value in kept if isinstance(value, torch.Tensor) and not value.is_leaf)
+    return {id(tensor): tensor.detach().cpu().double() for tensor in computed}
 
 
 @dataclass(frozen=True)
