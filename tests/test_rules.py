@@ -113,9 +113,16 @@ def build(case: Case, batch: int = 2, *, computes_logits: bool = False) -> Built
         found = in_float64(model, feeds, ["flat", *(outputs[index] for index in used)])
         elements = found["flat"].size
         for index in used:
-            # Where an input is only known when it is fed, inference doesn't find the rank; exporters know it.
-            value = value_named(model, outputs[index])
-            value.shape = value.shape or ir.Shape([None] * found[outputs[index]].ndim)
+            # Where an input is only known when it is fed, inference doesn't find the rank, and in a pooling
+            # with `ceil_mode` it may count a window too many; exporters know better.
+            value, shape = value_named(model, outputs[index]), found[outputs[index]].shape
+            inferred = value.shape or [None] * len(shape)
+            value.shape = ir.Shape(
+                [
+                    size if isinstance(known, int) else known
+                    for known, size in zip(inferred, shape, strict=True)
+                ]
+            )
         feeds["cotangents"] = rng.standard_normal((elements, COTANGENTS)).astype(np.float32)
     return Built(model, tuple(inputs), feeds)
 
