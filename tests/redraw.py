@@ -21,7 +21,8 @@ def redraw(model: nn.Module, example: torch.Tensor, seed: int) -> nn.Module:
     lie about 1, offsets about 0, and tokens and embeddings are nearly as large as what they are added to.
     Batch-norm statistics are those of noise of the example's size, and then up to a tenth beside them: with
     statistics that have nothing to do with the activations, these would grow or vanish through the layers, as
-    in no trained network.
+    in no trained network. Nor does any amplify rounding as one whose ReLUs have their kink in the middle of
+    their inputs, from each layer to the next: batch norms are offset by a half.
     """
     generator = torch.Generator().manual_seed(seed)
 
@@ -54,6 +55,8 @@ def redraw(model: nn.Module, example: torch.Tensor, seed: int) -> nn.Module:
         for norm in norms:
             norm.train()
             norm.momentum = 1.0
+            if norm.bias is not None:
+                norm.bias += 0.5
         # Where maps shrink to a single place, it takes more images for channels to vary.
         channels, height, width = example.shape[1:]
         images = min(32, max(4, 4 * 224**2 // (height * width)))
