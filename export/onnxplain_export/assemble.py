@@ -10,14 +10,13 @@ import onnx_ir as ir
 import onnx_ir.passes.common as passes
 from onnxscript import GraphBuilder
 
-from onnxplain.errors import LayerError
+from onnxplain.errors import LayerError, SourceError
 from onnxplain.manifest import METADATA_KEY, Manifest
 from onnxplain_export.differentiate import differentiate
 from onnxplain_export.feature_map import FeatureMap
 from onnxplain_export.graph import (
     before_quantiser,
     downstream,
-    is_float,
     skip_identities,
     static_dims,
     upstream,
@@ -74,7 +73,9 @@ def assemble(traced: TracedModel, *, input_gradient: bool = False, guided: bool 
     Raises
     ------
     LayerError
-        The logits don't depend on a layer.
+        The logits don't depend on a layer, or it isn't of float32.
+    SourceError
+        The logits aren't of float32.
     UnsupportedOperatorError
         An operator between a layer and the logits has no rule.
     """
@@ -179,8 +180,15 @@ def _check_paths(graph: ir.Graph, logits: ir.Value, targets: dict[str, ir.Value]
             raise LayerError(
                 f"the logits don't depend on the layer {name!r}; choose one between the image and the logits"
             )
-        if not is_float(target):
-            raise LayerError(f"the layer {name!r} is not of a floating-point type; choose one that is")
+        if target.dtype != ir.DataType.FLOAT:
+            raise LayerError(
+                f"the layer {name!r} is {target.dtype}, and an explainer's outputs are float32; "
+                "choose one that is, or export the network in float32"
+            )
+    if logits.dtype != ir.DataType.FLOAT:
+        raise SourceError(
+            f"the logits are {logits.dtype}, and an explainer's are float32; export the network in float32"
+        )
 
 
 def _merge_equal(model: ir.Model, own_nodes: Sequence[ir.Node]) -> None:
