@@ -696,8 +696,9 @@ def test_no_folder_to_write_to(tmp_path):
 def test_weights_in_a_file_of_their_own(monkeypatch, small_file, tmp_path):
     monkeypatch.setattr(files, "EXTERNAL_DATA_THRESHOLD", 1000)
     path = tmp_path / "model.onnx"
-    export(Small(), EXAMPLE, path)
+    report = export(Small(), EXAMPLE, path)
     assert sorted(file.name for file in tmp_path.iterdir()) == ["model.onnx", "model.onnx.data"]
+    assert report.size == sum(file.stat().st_size for file in tmp_path.iterdir())
     assert path.stat().st_size < small_file.stat().st_size
     found, plain = run(path), run(small_file)
     for name, array in plain.items():

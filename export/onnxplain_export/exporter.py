@@ -17,7 +17,7 @@ from onnxplain.errors import LayerError, ModelError, SourceError
 from onnxplain.extras import require
 from onnxplain.manifest import Activation, Head, Layer, Manifest, Preprocessing
 from onnxplain_export.assemble import LOGITS, TracedModel, assemble, output_names, set_manifest
-from onnxplain_export.files import check_destination, moved_into_place, save
+from onnxplain_export.files import check_destination, moved_into_place, save, size_of
 from onnxplain_export.float64 import Array, Arrays
 from onnxplain_export.front_end import FrontEnd
 from onnxplain_export.graph import skip_identities
@@ -58,7 +58,7 @@ class ExportReport:
     nodes_added: int
     """Those of them that the source doesn't have: selector and gradients."""
     size: int
-    """Bytes of the file."""
+    """Bytes of the file, and of the one beside it that holds weights above 2 GB."""
 
 
 def export(
@@ -196,7 +196,7 @@ def export(
         any_size=dynamic_size,
         nodes=nodes,
         nodes_added=nodes - nodes_before,
-        size=destination.stat().st_size,
+        size=size_of(destination),
     )
 
 

@@ -74,6 +74,12 @@ def save(model: ir.Model, path: Path) -> None:
     )
 
 
+def size_of(path: Path) -> int:
+    """Return the bytes of a model, those of its external data included."""
+    data = external_data_of(path)
+    return path.stat().st_size + (data.stat().st_size if data.exists() else 0)
+
+
 def external_data_of(path: Path) -> Path:
     """Return where the weights of a model too large for one file are."""
     return path.with_name(f"{path.name}.data")
