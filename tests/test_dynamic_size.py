@@ -10,15 +10,17 @@ import onnx
 import onnxruntime
 import pytest
 import torch
+from onnx import numpy_helper
 from torch import nn
 
 from autograd import autograd
 from cli_helpers import assert_one_line_error, run, write_picture
 from onnxplain import Explainer
 from onnxplain.errors import ModelError, SourceError
-from onnxplain.manifest import Preprocessing
+from onnxplain.manifest import Layer, Preprocessing
 from onnxplain_export import ExportReport, export, verify
 from onnxplain_export.probe import Probe
+from onnxplain_export.torch_source import TorchModel
 from redraw import redraw
 
 EXAMPLE = torch.zeros(1, 3, 64, 64)
@@ -266,3 +268,97 @@ def test_an_onnx_file_that_is_open_and_still_takes_one_size(tmp_path: Path) -> N
     spec = Preprocessing.for_size(3, 64, 64)
     with pytest.raises(SourceError, match="leave the dynamic size out"):
         export(str(tmp_path / "open.onnx"), None, tmp_path / "e.onnx", preprocessing=spec, dynamic_size=True)
+
+
+def written(path: Path, nodes: str, weights: dict[str, np.ndarray]) -> Path:
+    """Write a classifier of images of any size, `x`, to logits, `y`."""
+    proto = onnx.parser.parse_model(
+        f'<ir_version: 9, opset_import: ["": 18]> g (float[N, 3, H, W] x) => (float[N, 5] y) {{ {nodes} }}'
+    )
+    proto.graph.initializer.extend(numpy_helper.from_array(array, name) for name, array in weights.items())
+    for node in proto.graph.node:
+        node.name = f"{node.output[0]}_node"
+    onnx.save(proto, path)
+    return path
+
+
+def weights_of(**shapes: tuple[int, ...]) -> dict[str, np.ndarray]:
+    generator = np.random.default_rng(0)
+    return {name: (generator.standard_normal(shape) / 5).astype(np.float32) for name, shape in shapes.items()}
+
+
+@pytest.mark.parametrize(
+    ("nodes", "weights", "size"),
+    [
+        pytest.param(
+            # Two rows of maps for two images, three for three: and yet they aren't the batch.
+            """maps = Conv<strides = [32, 32]>(x, w) turned = Transpose<perm = [2, 0, 1, 3]>(maps)
+            u = Tanh(turned) v = Unsqueeze(u, two) square = Mul(v, v)
+            sums = ReduceSum<keepdims = 0>(square, axes) y = MatMul(sums, fc)""",
+            {**weights_of(w=(4, 3, 32, 32), fc=(4, 5)), "two": np.array([2]), "axes": np.array([0, 2, 4])},
+            64,
+            id="rows like the batch",
+        ),
+        pytest.param(
+            # Of 256 and of 288 rows of pixels alike, four.
+            """maps = Conv<strides = [32, 32]>(x, w)
+            pooled = MaxPool<kernel_shape = [2, 2], strides = [2, 2]>(maps)
+            mixed = Conv(pooled, v) u = Tanh(mixed) square = Mul(u, u)
+            means = ReduceMean<keepdims = 0>(square, axes) y = MatMul(means, fc)""",
+            {**weights_of(w=(4, 3, 32, 32), v=(4, 4, 1, 1), fc=(4, 5)), "axes": np.array([2, 3])},
+            256,
+            id="a coarse stride",
+        ),
+    ],
+)
+def test_onnx_files_of_any_size(
+    nodes: str, weights: dict[str, np.ndarray], size: int, tmp_path: Path
+) -> None:
+    source = written(tmp_path / "source.onnx", nodes, weights)
+    spec = Preprocessing.for_size(3, size, size)
+    export(str(source), None, tmp_path / "e.onnx", layer="maps", preprocessing=spec, dynamic_size=True)
+    session = onnxruntime.InferenceSession(tmp_path / "e.onnx", providers=["CPUExecutionProvider"])
+    for batch, height, width in [
+        (1, size, size),
+        (2, 2 * size, size),
+        (1, size // 2 * 3, size),
+        (4, 128, 192),
+    ]:
+        image = np.zeros((batch, 3, height, width), np.float32)
+        classes = np.tile(np.array([[0, 1, 2]]), (batch, 1))
+        (found,) = session.run(["gradients"], {"image": image, "class_index": classes})
+        assert found.shape == (batch, 3, 4, height // 32, width // 32)
+
+
+def test_patches_of_fourteen(tmp_path: Path) -> None:
+    """The other size that a file is verified at is one of whole patches too."""
+    network = nn.Sequential(nn.Conv2d(3, 8, 14, stride=14), nn.Tanh(), nn.Flatten(2), Mean())
+    report = export(network, torch.zeros(1, 3, 56, 56), tmp_path / "e.onnx", layer="1", dynamic_size=True)
+    assert report.verification.rules < 1e-8
+
+
+class Mean(nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return (x * x).mean(2)
+
+
+def test_rounding_of_tokens_at_another_size(tmp_path: Path) -> None:
+    """Where logits differ by more than usual, PyTorch is asked at the size of the probe."""
+    source = TorchModel(Tokens(), EXAMPLE)
+    probe = Probe.draw(Preprocessing.for_size(3, 64, 64), 5, any_size=True)
+    image = torch.from_numpy(probe.image)
+    height, width = (side // 8 for side in image.shape[2:])
+    tokens = {"layout": "BNC", "prefix": 1}
+    layer = Layer("block", "activations", "gradients", 8, height, width, tokens=tokens)
+    outputs = {
+        "explained_class": np.zeros((3, 1), np.int64),
+        "activations": np.zeros((3, 8, height, width), np.float32),
+    }
+    expected = source.expected(probe, outputs, [layer])
+    assert 0 < source.rounding(probe, expected, [layer])["activations"] < 1e-5
+
+
+def test_one_number_for_both_sides(tmp_path: Path) -> None:
+    made(ChannelsLast, tmp_path / "e.onnx")
+    picture = np.random.default_rng(0).integers(0, 256, (90, 90, 3), np.uint8)
+    assert Explainer(tmp_path / "e.onnx", size=96).explain(picture).cam.shape == (24, 24)

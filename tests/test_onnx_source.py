@@ -545,6 +545,61 @@ def test_without_torch(tmp_path: Path) -> None:
     assert Explainer(tmp_path / "out.onnx").manifest.labels == tuple("abcde")
 
 
+@pytest.mark.parametrize("operator", ["MaxPool", "AveragePool"])
+def test_a_ceil_mode_that_has_an_effect_along_one_axis_alone(operator: str, tmp_path: Path) -> None:
+    """Along the other one onnx's shape inference counts a window that begins behind the input."""
+    rows: list[Row] = [
+        ("Conv", "image w1", "conv1", {"pads": [1] * 4}),
+        (
+            operator,
+            "conv1",
+            "pooled1",
+            {"kernel_shape": [3, 3], "strides": [3, 3], "pads": [1] * 4, "ceil_mode": 1},
+        ),
+        ("Conv", "pooled1 w2", "conv2", {"pads": [1] * 4}),
+        ("Sigmoid", "conv2", "maps", {}),
+        *HEAD,
+    ]
+    source = write(tmp_path / "c.onnx", rows, shape=("n", 3, 24, 23))
+    report = export(str(source), None, tmp_path / "e.onnx", layer="conv1")
+    assert report.verification.rules < 1e-8
+
+
+def test_recurrent_nodes_that_put_out_their_last_state_alone(tmp_path: Path) -> None:
+    """Their first output has no name that constants could be named after."""
+    generator = np.random.default_rng(0)
+
+    def normal(*shape: int) -> Array:
+        return (generator.standard_normal(shape) / 3).astype(np.float32)
+
+    weights = {"w1": normal(8, 3, 3, 3), "fc": normal(6, CLASSES), "h": np.zeros((1, 1, 3), np.float32)}
+    rows: list[Row] = [
+        ("Conv", "image w1", "conv1", {"pads": [1] * 4}),
+        ("ReduceMean", "conv1", "rows", {"axes": [3], "keepdims": 0}),
+        ("Transpose", "rows", "sequence", {"perm": [2, 0, 1]}),
+    ]
+    made = nodes(rows)
+    for name in "ab":
+        weights |= {f"w{name}": normal(1, 12, 8), f"r{name}": normal(1, 12, 3), f"b{name}": normal(1, 24)}
+        inputs = ["sequence", f"w{name}", f"r{name}", f"b{name}", "", "h"]
+        made.append(helper.make_node("LSTM", inputs, ["", f"last{name}"], f"lstm{name}", hidden_size=3))
+        made.append(helper.make_node("Squeeze", [f"last{name}"], [f"state{name}"], axes=[0]))
+    made += nodes([("Concat", "statea stateb", "states", {"axis": 1}), ("MatMul", "states fc", "scores", {})])
+    graph = helper.make_graph(
+        made,
+        "recurrent",
+        [helper.make_tensor_value_info("image", TensorProto.FLOAT, [1, 3, 16, 16])],
+        [helper.make_tensor_value_info("scores", TensorProto.FLOAT, [1, CLASSES])],
+        [numpy_helper.from_array(array, name) for name, array in weights.items()],
+    )
+    onnx.save(
+        helper.make_model(graph, opset_imports=[helper.make_opsetid("", 11)], ir_version=6),
+        tmp_path / "r.onnx",
+    )
+    report = export(str(tmp_path / "r.onnx"), None, tmp_path / "e.onnx", layer="conv1")
+    assert report.verification.rules < 1e-8
+
+
 TO_HALF, TO_FLOAT = {"to": TensorProto.FLOAT16}, {"to": TensorProto.FLOAT}
 
 

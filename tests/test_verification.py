@@ -96,3 +96,43 @@ def test_files_that_are_no_explainers(explainer: Path, tmp_path: Path) -> None:
 def test_it_is_deterministic(explainer: Path) -> None:
     first, second = verify(explainer), verify(explainer)
     assert np.array_equal([first.rules, first.gradients], [second.rules, second.gradients])
+
+
+class Cancelling(nn.Module):
+    """Numbers are rounded as large ones, and are small again: logits lose their last digits."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.maps = nn.Conv2d(3, 8, 3)
+        self.head = nn.Linear(8, 5)
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        means = self.maps(image).tanh().mean((2, 3))
+        return self.head((means + 3000) * 1.1 - 3300)
+
+
+def test_logits_that_rounding_moves(tmp_path: Path) -> None:
+    """The file alone is as good as beside its source."""
+    torch.manual_seed(1)
+    path = tmp_path / "explainer.onnx"
+    assert export(Cancelling(), torch.zeros(1, 3, 16, 16), path, layer="maps").verification.logits < 1e-2
+    assert verify(path).rules < 1e-6
+
+
+class Noisy(nn.Module):
+    """It draws anew in each run."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.maps = nn.Conv2d(3, 8, 3)
+        self.head = nn.Linear(8, 5)
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        return self.head(self.maps(image + torch.rand_like(image) / 10).tanh().mean((2, 3)))
+
+
+def test_a_network_that_draws_at_random_is_refused(tmp_path: Path) -> None:
+    torch.manual_seed(1)
+    with pytest.raises(VerificationError, match=r"the logits differ .* draws at random"):
+        export(Noisy(), torch.zeros(1, 3, 16, 16), tmp_path / "e.onnx", layer="maps")
+    assert list(tmp_path.iterdir()) == []

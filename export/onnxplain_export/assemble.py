@@ -198,9 +198,11 @@ def _merge_equal(model: ir.Model, own_nodes: Sequence[ir.Node]) -> None:
     """
     for number, node in enumerate(own_nodes):
         node.overload = str(number)  # for the pass no two of them are of the same operator
-    passes.CommonSubexpressionEliminationPass()(model)
-    for node in own_nodes:
-        node.overload = ""
+    try:
+        passes.CommonSubexpressionEliminationPass()(model)
+    finally:
+        for node in own_nodes:
+            node.overload = ""
 
 
 def _clean(model: ir.Model) -> None:

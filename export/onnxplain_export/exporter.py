@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, get_args
 import onnx_ir as ir
 
 import onnxplain
-from onnxplain.errors import LayerError, ModelError, SourceError
+from onnxplain.errors import LayerError, ModelError, SourceError, VerificationError
 from onnxplain.extras import require
 from onnxplain.manifest import Activation, Head, Layer, Manifest, Preprocessing
 from onnxplain_export.assemble import LOGITS, TracedModel, assemble, output_names, set_manifest
@@ -23,10 +23,12 @@ from onnxplain_export.front_end import FrontEnd
 from onnxplain_export.graph import skip_identities
 from onnxplain_export.head import is_gap_linear
 from onnxplain_export.layers import LayerCandidate, automatic_layer
+from onnxplain_export.onnx_file import first_line
 from onnxplain_export.probe import Probe
 from onnxplain_export.rule_check import check_rules
 from onnxplain_export.running import float64_outputs, run_file
 from onnxplain_export.verification import (
+    MOST_ROUNDING,
     Verification,
     compare,
     differentiated_layers,
@@ -181,8 +183,9 @@ def export(
         if dynamic_size:
             _check_other_size(probe, outputs[LOGITS], expected[LOGITS])
         own = float64_outputs(traced.model, checked, probe)
+        maps = [layer for layer in checked if layer.activations in expected]
         verification = compare(
-            probe, rules, outputs, own, expected, checked, lambda: front.in_float64(probe, layers)
+            probe, rules, outputs, own, expected, checked, lambda: front.rounding(probe, expected, maps)
         )
         manifest = replace(manifest, verification=verification.summary())
         set_manifest(traced.model, manifest)
@@ -205,17 +208,16 @@ def _run(draft: Path, traced: TracedModel, probe: Probe, layers: Sequence[Layer]
         return run_file(draft, traced.model, probe, layers)
     except Exception as error:  # onnxruntime's errors have no common base of their own
         if not traced.has_any_size:
-            raise
+            raise VerificationError(
+                f"the explainer doesn't run ({first_line(error)}); another layer may do, and please report "
+                "the model"
+            ) from error
         raise _one_size_alone("doesn't run", probe) from error
-
-
-#: Of logits; what was traced for one size is off by more at another, and no rounding by as much.
-OTHER_LOGITS = 1e-2
 
 
 def _check_other_size(probe: Probe, logits: Array, expected: Array) -> None:
     """Check that what was traced at one size computes the same as the source at another."""
-    if not relative_error(logits, expected) <= OTHER_LOGITS:
+    if not relative_error(logits, expected) <= MOST_ROUNDING:
         raise _one_size_alone("was traced as one of fixed size, and computes other logits", probe)
 
 

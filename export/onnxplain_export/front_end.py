@@ -76,8 +76,16 @@ class FrontEnd(Protocol):
             The layers at the probe's size, and the image in the role of one where its gradients are checked.
         """
 
-    def in_float64(self, probe: Probe, layers: Sequence[Layer]) -> Arrays:
-        """Return the logits and activations in float64; nothing where the source can't be run so."""
+    def rounding(self, probe: Probe, expected: Arrays, layers: Sequence[Layer]) -> dict[str, float]:
+        """Return how far rounding moves the expected logits and activations; nothing where that isn't known.
+
+        Parameters
+        ----------
+        expected
+            What the source says of the probe in float32.
+        layers
+            Those whose activations are expected, at the probe's size.
+        """
 
     def digest(self) -> str:
         """Return the SHA-256 that identifies the weights."""

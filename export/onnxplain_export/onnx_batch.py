@@ -53,18 +53,33 @@ def _infer(model: ir.Model) -> None:
 def _drop_idle_ceil_modes(graph: ir.Graph) -> bool:
     """Drop the `ceil_mode` of poolings where it has no effect, and say whether there were any.
 
-    onnx's inference would count a window more there: one that begins behind the input, and so is none.
+    onnx's inference would count a window more there: one that begins behind the input, and so is none. Where
+    it has an effect along some axes, the padding that no window reaches is taken away along the others.
     """
     found = False
     for node in graph:
-        if node.op_type in ("AveragePool", "LpPool", "MaxPool") and rounds_up(node):
-            size = known_spatial_size(operand(node, 0))
-            if size is None:
-                continue
-            window = Window.of(node)
-            if window.counts(size, rounds_up=True) == window.counts(size):
-                node.attributes.pop("ceil_mode")
-                found = True
+        if node.op_type not in ("AveragePool", "LpPool", "MaxPool") or not rounds_up(node):
+            continue
+        size = known_spatial_size(operand(node, 0))
+        if size is None:
+            continue
+        window = Window.of(node)
+        idle = [
+            up == down
+            for up, down in zip(window.counts(size, rounds_up=True), window.counts(size), strict=True)
+        ]
+        unread = window.unread(size)
+        ends = [
+            end - spare if is_idle and spare <= end else end
+            for end, spare, is_idle in zip(window.ends, unread, idle, strict=True)
+        ]
+        if all(idle):
+            node.attributes.pop("ceil_mode")
+        elif ends != window.ends:
+            node.attributes["pads"] = ir.AttrInt64s("pads", [*window.starts, *ends])
+        else:
+            continue
+        found = True
     return found
 
 
@@ -230,7 +245,7 @@ class _Freeing:
         self._graph.insert_before(node, shape)
         for index in repeated:
             value = operand(node, index)
-            rest = self._constant(f"{node.outputs[0].name}.rest.{index}", static_dims(value)[1:])
+            rest = self._constant(node, f"rest.{index}", static_dims(value)[1:])
             sizes = ir.node("Concat", [shape.outputs[0], rest], {"axis": 0})
             expanded = ir.node("Expand", [value, sizes.outputs[0]])
             self._graph.insert_before(node, [sizes, expanded])
@@ -250,7 +265,7 @@ class _Freeing:
         if static_dim(sequences, 1) is not None or not repeated:
             return False
         shape = ir.node("Shape", [sequences], {"start": 1, "end": 2})
-        one = self._constant(f"{node.outputs[0].name}.one", [1])
+        one = self._constant(node, "one", [1])
         around = ir.node("Concat", [one, shape.outputs[0], one], {"axis": 0})
         self._graph.insert_before(node, [shape, around])
         for index in repeated:
@@ -269,9 +284,11 @@ class _Freeing:
         return True
 
     def _replace(self, node: ir.Node, index: int, numbers: Sequence[int | None]) -> None:
-        node.replace_input_with(index, self._constant(f"{node.outputs[0].name}.input.{index}", numbers))
+        node.replace_input_with(index, self._constant(node, f"input.{index}", numbers))
 
-    def _constant(self, name: str, numbers: Sequence[int | None]) -> ir.Value:
+    def _constant(self, node: ir.Node, purpose: str, numbers: Sequence[int | None]) -> ir.Value:
+        # An output that is left out has no name.
+        name = f"{next(value.name for value in node.outputs if value.name)}.{purpose}"
         value = ir.val(name, const_value=ir.tensor(np.array(numbers, np.int64), name=name))
         self._graph.register_initializer(value)
         return value

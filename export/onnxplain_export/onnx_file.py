@@ -52,13 +52,13 @@ class OnnxFile:
         nodes = self.original.graph.node
         return {node.name for node in nodes} | {name for node in nodes for name in node.output}
 
-    def run(self, output: str, feeds: Iterable[Arrays]) -> list[Array]:
+    def run(self, output: str, feeds: Iterable[Arrays], *, optimised: bool = False) -> list[Array]:
         """Run the file as it is, once for each of `feeds`, with any of its tensors as the output."""
         model = onnx.ModelProto()
         model.CopyFrom(self.original)
         del model.graph.output[:]
         model.graph.output.append(onnx.ValueInfoProto(name=output))
-        session = session_of(model.SerializeToString(), self.path.parent)
+        session = session_of(model.SerializeToString(), self.path.parent, optimised=optimised)
         return [session.run([output], feed)[0] for feed in feeds]
 
     def digest(self) -> str:
@@ -169,14 +169,17 @@ def _check_size(tensor: ir.TensorProtocol) -> None:
         raise ValueError(f"{tensor.name!r} has another size than its shape says")
 
 
-def session_of(model: bytes | Path, folder: Path | None = None) -> onnxruntime.InferenceSession:
+def session_of(
+    model: bytes | Path, folder: Path | None = None, *, optimised: bool = False
+) -> onnxruntime.InferenceSession:
     """Load a model for onnxruntime's CPU provider; `folder` holds the external data of one in memory.
 
-    It runs as it's written. Optimised, a quantised network rounds otherwise, in ways that depend on what else
-    is asked of it: the results differ by per cents.
+    By default it runs as it's written. Optimised, quantised networks round otherwise, in ways that depend on
+    what else is asked of it: the results differ by per cents.
     """
     options = onnxruntime.SessionOptions()
-    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    if not optimised:
+        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     options.log_severity_level = 4
     if folder is not None:

@@ -47,7 +47,7 @@ from onnxplain_export.onnx_file import OnnxFile, batches_of, first_line, read
 from onnxplain_export.onnx_layers import in_attention, is_final_norm, same_as_input
 from onnxplain_export.onnx_logits import RESHAPES, as_matrix, find_logits, num_classes
 from onnxplain_export.opset import to_design_opset
-from onnxplain_export.probe import Probe, unseen_size
+from onnxplain_export.probe import Probe
 from onnxplain_export.rules import NO_GRADIENT
 from onnxplain_export.verification import LOGITS_TOLERANCE, relative_error
 
@@ -224,7 +224,8 @@ class OnnxModel:
                 f"{self.name!r} takes batches of {self._input.batch} only, which goes with one size alone; "
                 "leave the dynamic size out, or export it with a dynamic batch"
             )
-        others = [self._noise(2), self._noise(3, unseen_size(height, width))]
+        # The batch changes alone, and then the size: no side of a map can be taken for the batch.
+        others = [self._noise(2), self._noise(5), self._noise(2, (2 * height, 3 * width))]
         try:
             return _prepare(self._file, self._input, others, dynamic_size=True).model
         except OnnxplainError:
@@ -239,9 +240,10 @@ class OnnxModel:
         """Return the file's own logits."""
         return {LOGITS: self._source_logits(probe.image)}
 
-    def in_float64(self, probe: Probe, layers: Sequence[Layer]) -> Arrays:
-        """Return nothing: onnxruntime runs the file as it is."""
-        return {}
+    def rounding(self, probe: Probe, expected: Arrays, layers: Sequence[Layer]) -> dict[str, float]:
+        """Return how far the logits are moved by onnxruntime's optimisations."""
+        optimised = self._source_logits(probe.image, optimised=True)
+        return {LOGITS: relative_error(expected[LOGITS], optimised)}
 
     def digest(self) -> str:
         """Return the SHA-256 of the file and its external data."""
@@ -251,7 +253,7 @@ class OnnxModel:
         shape = (batch, self.channels, *(size or (self.height, self.width)))
         return np.random.default_rng(0).standard_normal(shape).astype(np.float32)
 
-    def _source_logits(self, image: Array) -> Array:
+    def _source_logits(self, image: Array, *, optimised: bool = False) -> Array:
         """Run the file as it is on images, in batches that it takes."""
         value = self._values[self._prepared.logits]
         names = self._file.names
@@ -263,7 +265,7 @@ class OnnxModel:
             raise SourceError(f"the tensor {name!r} of the logits is not in {self.name!r}; export it again")
         try:
             feeds = [self._input.feeds(part) for part in batches_of(image, self._input.batch)]
-            parts = self._file.run(name, feeds)
+            parts = self._file.run(name, feeds, optimised=optimised)
         except Exception as error:
             raise self._failure(error) from error
         return np.concatenate(parts)[: len(image)].reshape(len(image), -1)
@@ -487,10 +489,10 @@ def _name_image(graph: ir.Graph, spec: _Input, size: Sequence[int | str]) -> Non
 
 
 def _name_values(graph: ir.Graph) -> None:
-    """Give each value without a name one, so that a clone's values can be told."""
+    """Give each value without a name one, so that a clone's values can be told; but not what is left out."""
     for index, node in enumerate(graph):
         for position, value in enumerate(node.outputs):
-            if not value.name:
+            if not value.name and value.uses():
                 value.name = f"{node.op_type}.{index}.{position}"
 
 

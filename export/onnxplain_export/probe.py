@@ -36,5 +36,8 @@ class Probe:
 
 
 def unseen_size(height: int, width: int) -> tuple[int, int]:
-    """Return another size, of other proportions, that networks which halve it five times take as well."""
-    return height + 32, width + 64
+    """Return another size, of other proportions, whose sides are wholes and halves of the export's own.
+
+    So networks take it that cut an image into patches, and maps of the coarsest stride differ in size.
+    """
+    return height + height // 2, 2 * width

@@ -98,9 +98,10 @@ def _rules_error(model: ir.Model, layer: Layer, probe: Probe, weights: Arrays) -
 def _largest_agreed(errors: Sequence[Array]) -> float:
     """Return the largest error over images and classes, once enough directions agree on each."""
     agreed = np.sort(errors, axis=0)[:AGREEING]  # what isn't a number comes last
-    if len(agreed) < AGREEING or np.isnan(agreed[-1]).all():
+    measured = ~np.isnan(agreed[0])
+    if len(agreed) < AGREEING or not measured.any() or np.isnan(agreed[-1][measured]).any():
         return np.inf
-    return float(np.nanmax(agreed[-1]))
+    return float(agreed[-1][measured].max())
 
 
 def _errors_along(

@@ -38,7 +38,8 @@ def float64_outputs(model: ir.Model, layers: Sequence[Layer], probe: Probe) -> A
     """Return the logits and gradients that the graph has in float64, at the file's activations and decisions.
 
     Its decisions are which units are on, where a maximum stands, what a quantiser rounds to. Made anew in
-    float64, those within rounding of a kink could fall otherwise, and a gradient jumps there.
+    float64, those within rounding of a kink could fall otherwise, and a gradient jumps there. They are read
+    off a copy of the file that puts them out too.
     """
     outputs: Arrays = {}
     weights: Arrays = {}

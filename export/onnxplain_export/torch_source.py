@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import cached_property
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -26,6 +27,7 @@ from onnxplain_export.torch_model import (
     trace,
     weights_digest,
 )
+from onnxplain_export.verification import relative_error
 
 
 class TorchModel:
@@ -97,19 +99,24 @@ class TorchModel:
         return expected
 
     @torch.inference_mode(mode=False)
-    def in_float64(self, probe: Probe, layers: Sequence[Layer]) -> Arrays:
-        """Return PyTorch's logits and activations in float64; nothing where a module insists on float32."""
+    def rounding(self, probe: Probe, expected: Arrays, layers: Sequence[Layer]) -> dict[str, float]:
+        """Return how far PyTorch's logits and activations are from what it says in float64.
+
+        Nothing where a module insists on float32, or where the model draws at random: it is far from itself.
+        """
+        image = torch.from_numpy(probe.image)
+        names = [layer.name for layer in layers]
         try:
-            logits, activations = run_in_float64(
-                self._model, torch.from_numpy(probe.image), [layer.name for layer in layers]
-            )
+            logits, activations = run_in_float64(self._model, image, names)
         except Exception:  # whatever modules raise that mix their own numbers with the image's
             return {}
-        folded = {
-            layer.activations: FeatureMap.of_layer(layer).fold(array)
-            for layer, array in zip(layers, activations, strict=True)
-        }
-        return {LOGITS: logits, **folded}
+        again = reference_logits(self._model, image.to(self._example.device)).numpy()
+        if not np.allclose(again, expected[LOGITS], rtol=1e-3, atol=1e-3 * np.abs(again).max()):
+            return {}
+        exact = {LOGITS: logits}
+        for layer, array in zip(layers, activations, strict=True):
+            exact[layer.activations] = FeatureMap.of_layer(layer).fold(array)
+        return {name: relative_error(expected[name], array) for name, array in exact.items()}
 
     def digest(self) -> str:
         """Return the SHA-256 of the parameters and buffers, their names included."""

@@ -45,8 +45,8 @@ class Explainer:
     session
         In place of `model`: a session of your own, with an explainer file in it.
     size
-        Height and width that pictures are brought to, for a file that was exported to take any; by default
-        those of the manifest.
+        Height and width that pictures are brought to, or one number for both, for a file that was exported to
+        take any; by default those of the manifest.
 
     Raises
     ------
@@ -66,7 +66,7 @@ class Explainer:
         device: Device = "auto",
         providers: Sequence[Provider] | None = None,
         session: InferenceSession | None = None,
-        size: tuple[int, int] | None = None,
+        size: int | tuple[int, int] | None = None,
     ) -> None:
         if model is not None and session is None:
             session = create_session(model, device, providers)
@@ -79,8 +79,9 @@ class Explainer:
         self._num_classes = num_classes(self._session)
         self._input = self.manifest.input
         if size is not None:
-            self._input = self._input.at_size(*size)
-            check_size(self._session, *size)
+            height, width = (size, size) if isinstance(size, int) else size
+            self._input = self._input.at_size(height, width)
+            check_size(self._session, height, width)
 
     @property
     def providers(self) -> list[str]:

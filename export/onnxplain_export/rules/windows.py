@@ -78,6 +78,15 @@ class Window:
         """How many places of the input a window reaches over, along each axis."""
         return [1 + dilation * (size - 1) for dilation, size in zip(self.dilations, self.kernel, strict=True)]
 
+    def unread(self, size: Sequence[int]) -> list[int]:
+        """Return how many places at each axis's end no window reaches."""
+        return [
+            (length + start + end - span) % stride
+            for length, span, stride, start, end in zip(
+                size, self.spans, self.strides, self.starts, self.ends, strict=True
+            )
+        ]
+
     def counts(self, size: Sequence[int], *, rounds_up: bool = False) -> list[int]:
         """Return how many windows there are along each axis of an input of some spatial size.
 

@@ -129,7 +129,7 @@ def _summary(report: ExportReport) -> list[tuple[str, str]]:
             for layer in report.manifest.layers
         ),
         ("nodes", f"{report.nodes}, of which {report.nodes_added} pick the classes and compute gradients"),
-        *verification_facts(report.verification),
+        *verification_facts(report.verification, "the source"),
     ]
 
 

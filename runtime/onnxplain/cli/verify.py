@@ -27,17 +27,19 @@ def command(file: Path) -> None:
 
     click.echo(f"Verifying {printable(str(file))} in float64 ...")
     verification = verify(file)
-    click.echo(facts(verification_facts(verification)))
+    click.echo(facts(verification_facts(verification, "the same graph in float64")))
     click.echo("The explainer is right within rounding.")
 
 
-def verification_facts(verification: Verification) -> list[tuple[str, str]]:
+def verification_facts(verification: Verification, source: str) -> list[tuple[str, str]]:
     """Return the relative errors that a verification measured, each with what it was measured against."""
     found = [
         ("gradient rules", f"{verification.rules:.1g} from central differences, in float64"),
-        ("logits", f"{verification.logits:.1g} from the reference, in float32 with onnxruntime"),
+        ("logits", f"{verification.logits:.1g} from {source}, in float32 with onnxruntime"),
         ("gradients", f"{verification.gradients:.1g} from the same graph in float64"),
     ]
     if verification.autograd is not None:
-        found.append(("", f"{verification.autograd:.1g} from PyTorch's autograd"))
+        found.append(
+            ("and autograd", f"{verification.autograd:.1g} from PyTorch's gradients, the median image")
+        )
     return found
