@@ -44,7 +44,8 @@ def _formula(operator: str) -> str:
     text = inspect.getdoc(RULES[operator].rule)
     if text is None:
         raise ValueError(f"the rule of {operator} has no docstring")
-    return " ".join(text.split("\n\n")[0].split()).rstrip(".").replace("|", "\\|")
+    formula = " ".join(text.split("\n\n")[0].split()).replace("|", "\\|")
+    return formula if formula.endswith("...") else formula.removesuffix(".")
 
 
 if __name__ == "__main__":

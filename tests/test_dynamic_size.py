@@ -216,13 +216,13 @@ def test_explaining_at_another_size(tmp_path: Path) -> None:
     assert explanation.cam.shape == (18, 32)
     assert explanation.heatmap.shape == (90, 160)
     spec = report.manifest.input.at_size(72, 128)
-    assert (spec.height, spec.width, spec.resize) == (72, 128, 82)
+    assert (spec.height, spec.width, spec.resize) == (72, 128, 146)
     with pytest.raises(ModelError, match=r"input.height must be"):
         Explainer(tmp_path / "e.onnx", size=(0, 128))
 
 
 @pytest.mark.parametrize(
-    ("resize", "crop", "expected"), [(None, "center", None), ((32, 48), "none", (64, 24)), (40, "center", 30)]
+    ("resize", "crop", "expected"), [(None, "center", None), ((32, 48), "none", (64, 24)), (40, "center", 80)]
 )
 def test_preprocessing_at_another_size(
     resize: int | tuple[int, int] | None, crop: str, expected: int | tuple[int, int] | None
@@ -239,6 +239,7 @@ def test_command_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert result.exit_code == 0, result.output
     assert "3x64x64, or another size" in result.stdout
     assert run("verify", "e.onnx").exit_code == 0
+    assert "any; " in run("inspect", "e.onnx").stdout
     picture = write_picture(tmp_path / "p.png")
     result = run("explain", "e.onnx", picture, "--size", "48x96")
     assert result.exit_code == 0, result.output

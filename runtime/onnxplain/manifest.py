@@ -117,6 +117,8 @@ class Preprocessing:
     def at_size(self, height: int, width: int) -> Preprocessing:
         """Return the same transform for an input of another size: the picture is resized in proportion.
 
+        Where the two sides change differently, to the larger proportion, so that a crop needs no padding.
+
         Raises
         ------
         ModelError
@@ -126,7 +128,7 @@ class Preprocessing:
         if isinstance(resize, tuple):
             resize = (round(resize[0] * height / self.height), round(resize[1] * width / self.width))
         elif resize is not None:
-            resize = round(resize * min(height, width) / min(self.height, self.width))
+            resize = round(resize * max(height / self.height, width / self.width))
         return replace(self, height=height, width=width, resize=resize)
 
 

@@ -122,6 +122,16 @@ def num_classes(session: InferenceSession) -> int | None:
     return shape[1] if isinstance(shape[1], int) else None
 
 
+def _image_size(session: InferenceSession) -> list[int | str]:
+    """Return the height and width of a session's images, names where they may be any."""
+    return next(given.shape[2:] for given in session.get_inputs() if given.name == "image")
+
+
+def takes_any_size(session: InferenceSession) -> bool:
+    """Say whether a session's model takes images of any height and width."""
+    return all(isinstance(side, str) for side in _image_size(session))
+
+
 def check_size(session: InferenceSession, height: int, width: int) -> None:
     """Check that a session's model takes images of a size.
 
@@ -130,7 +140,7 @@ def check_size(session: InferenceSession, height: int, width: int) -> None:
     ModelError
         It takes those of another size alone.
     """
-    own = next(given.shape[2:] for given in session.get_inputs() if given.name == "image")
+    own = _image_size(session)
     if any(
         isinstance(side, int) and side != wanted for side, wanted in zip(own, (height, width), strict=True)
     ):

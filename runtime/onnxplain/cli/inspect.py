@@ -12,6 +12,8 @@ import click
 from onnxplain.cli._text import facts, file_size, folding, table
 
 if TYPE_CHECKING:
+    from onnxruntime import InferenceSession
+
     from onnxplain import Layer, Manifest, Preprocessing
 
 _SHOWN_LABELS = 5
@@ -29,7 +31,7 @@ def command(model: Path, as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps(json.loads(manifest.to_json()), indent=2, ensure_ascii=False))
         return
-    click.echo(facts(_facts(model, manifest)))
+    click.echo(facts(_facts(model, manifest, session)))
     tensors = [("in", tensor) for tensor in session.get_inputs()]
     tensors += [("out", tensor) for tensor in session.get_outputs()]
     rows = [[way, one.name, _dtype(one.type), _shape(one.shape)] for way, one in tensors]
@@ -37,7 +39,9 @@ def command(model: Path, as_json: bool) -> None:
     click.echo(table(["", "TENSOR", "DTYPE", "SHAPE"], rows))
 
 
-def _facts(model: Path, manifest: Manifest) -> list[tuple[str, str]]:
+def _facts(model: Path, manifest: Manifest, session: InferenceSession) -> list[tuple[str, str]]:
+    from onnxplain.session import takes_any_size
+
     source = manifest.source
     made_by = ", ".join(f"{name} {version}" for name, version in manifest.producer.items())
     return [
@@ -45,6 +49,11 @@ def _facts(model: Path, manifest: Manifest) -> list[tuple[str, str]]:
         ("source", f"{source.get('name', 'unknown')} ({source.get('kind', 'unknown')})"),
         ("made by", made_by or "unknown"),
         ("picture", _picture(manifest.input)),
+        *(
+            [("size", "any; that of the picture and the layers is the export's own")]
+            if takes_any_size(session)
+            else []
+        ),
         ("classes", _classes(manifest.labels)),
         ("activation", manifest.activation),
         *(("layer", _layer(layer)) for layer in manifest.layers),
