@@ -20,7 +20,7 @@ from torch.autograd.graph import Node
 
 from onnxplain.errors import LayerError, SourceError
 from onnxplain_export.assemble import TracedModel
-from onnxplain_export.attention import FourAxes
+from onnxplain_export.exportable import Exportable
 from onnxplain_export.feature_map import Array, FeatureMap, feature_map_of, has_aspect, token_grids
 from onnxplain_export.graph import MODULE_KEY
 from onnxplain_export.layers import ModuleCall, closest_names, without_unread_grids
@@ -306,7 +306,7 @@ def trace(
     """
     dimensions = {0: "batch", **({2: "height", 3: "width"} if dynamic_size else {})}
     batch = image[:1].repeat(2, 1, 1, 1)
-    with evaluation_mode(model), torch.no_grad(), FourAxes(), _quiet():
+    with evaluation_mode(model), torch.no_grad(), Exportable(), _quiet():
         try:
             program = torch.onnx.export(
                 Tapped(model, layers).eval(),
@@ -357,9 +357,7 @@ def weights_digest(model: nn.Module) -> str:
     return digest.hexdigest()
 
 
-def run_in_float64(
-    model: nn.Module, image: torch.Tensor, layers: Sequence[str]
-) -> tuple[Array, list[Array]]:
+def run_in_float64(model: nn.Module, image: torch.Tensor, layers: Sequence[str]) -> tuple[Array, list[Array]]:
     """Return the logits and what layers put out, by a copy of a model in float64 on the CPU."""
     wide = Tapped(copy.deepcopy(model, _widened_caches(model)).cpu().double(), layers).eval()
     with torch.no_grad():
