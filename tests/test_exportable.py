@@ -111,3 +111,31 @@ def test_what_the_exporter_takes_stays_as_it_is(tmp_path: Path, monkeypatch: pyt
     monkeypatch.setattr(torch_model, "Exportable", contextlib.nullcontext)
     export(model, IMAGE, tmp_path / "plain.onnx", layer="stem")
     assert (tmp_path / "explainer.onnx").read_bytes() == (tmp_path / "plain.onnx").read_bytes()
+
+
+class Clipped(nn.Module):
+    """As Gemma's linear layers: what goes in and comes out is clipped, at bounds that checkpoints hold."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(6, 6)
+        for name, bound in (("low", -torch.inf), ("high", torch.inf)):
+            self.register_buffer(name, torch.tensor(bound))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.clamp(self.linear(torch.clamp(x, self.low, self.high)), self.low, self.high)
+
+
+def test_constants_that_the_exporter_leaves_out_of_its_graph(tmp_path: Path) -> None:
+    class Model(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.stem, self.first, self.second = nn.Conv2d(3, 6, 4, stride=4), Clipped(), Clipped()
+            self.head = nn.Linear(6, 5)
+
+        def forward(self, image: torch.Tensor) -> torch.Tensor:
+            tokens = self.stem(image).flatten(2).transpose(1, 2)
+            return self.head(self.second(self.first(tokens).tanh()).tanh().mean(1))
+
+    report = export(Model(), IMAGE[:1], tmp_path / "e.onnx", layer="stem")
+    assert report.verification.rules < 1e-8

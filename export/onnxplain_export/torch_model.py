@@ -333,6 +333,7 @@ def trace(
             raise SourceError(f"PyTorch can't export the model: {one_line(causes[-1])}") from error
     assert program is not None
     graph: ir.Graph = program.model.graph
+    _register_constants(graph)
     for node in graph:
         node.metadata_props[MODULE_KEY] = _module_of(node)
     logits, *taps = graph.outputs
@@ -345,6 +346,14 @@ def trace(
         {layer: maps[layer] for layer in layers},
         size=(image.shape[2], image.shape[3]),
     )
+
+
+def _register_constants(graph: ir.Graph) -> None:
+    """Register the constants that PyTorch's exporter left out of its graph, such as a Clip's infinities."""
+    for node in graph:
+        for value in node.inputs:
+            if value is not None and value.const_value is not None and value.graph is None:
+                graph.register_initializer(value)
 
 
 def weights_digest(model: nn.Module) -> str:
