@@ -130,12 +130,14 @@ def test_constants_that_the_exporter_leaves_out_of_its_graph(tmp_path: Path) -> 
     class Model(nn.Module):
         def __init__(self) -> None:
             super().__init__()
-            self.stem, self.first, self.second = nn.Conv2d(3, 6, 4, stride=4), Clipped(), Clipped()
+            self.stem, self.parts = nn.Conv2d(3, 6, 4, stride=4), nn.ModuleList(Clipped() for _ in range(3))
             self.head = nn.Linear(6, 5)
 
         def forward(self, image: torch.Tensor) -> torch.Tensor:
             tokens = self.stem(image).flatten(2).transpose(1, 2)
-            return self.head(self.second(self.first(tokens).tanh()).tanh().mean(1))
+            tokens = tokens * tokens
+            q, k, v = (part(tokens) for part in self.parts)
+            return self.head((q * k.tanh() + v).mean(1))
 
     report = export(Model(), IMAGE[:1], tmp_path / "e.onnx", layer="stem")
     assert report.verification.rules < 1e-8
