@@ -81,10 +81,10 @@ def test_a_wrong_image_gradient_fails_verification(tmp_path):
     output = next(value for value in model.graph.outputs if value.name == "image_gradients")
     node = output.producer()
     assert node is not None
-    doubled = ir.node("Add", [node.inputs[1], node.inputs[1]])
+    doubled = ir.node("Add", [node.inputs[0], node.inputs[0]])
     doubled.outputs[0].name = "doubled"
     node.prepend(doubled)
-    node.replace_input_with(1, doubled.outputs[0])
+    node.replace_input_with(0, doubled.outputs[0])
     ir.save(model, path)
     with pytest.raises(VerificationError, match="the gradient rules differ"):
         verify(path)
