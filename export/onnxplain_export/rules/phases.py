@@ -163,5 +163,6 @@ def _merged(op: Op, rows: list[ir.Value | None], shape: list[int]) -> ir.Value |
     known = next((row for row in rows if row is not None), None)
     if known is None:
         return None
-    zeros = op.Mul(known, 0.0) if None in rows else None
+    # A product with a number takes ten times as long where the last axis has one place.
+    zeros = op.Sub(known, known) if None in rows else None
     return op.Reshape(op.Concat(*(zeros if row is None else row for row in rows), axis=-1), shape)
