@@ -1,137 +1,16 @@
-"""Make a graph's batch dynamic, and every shape in it as known as it can be."""
+"""Make a graph's batch dynamic, in its input and in the constants that repeat it."""
 
 from __future__ import annotations
 
-import logging
 import math
-import tempfile
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 import onnx_ir as ir
-from onnx_ir.passes.common import ShapeInferencePass
 
-from onnxplain_export.files import save
-from onnxplain_export.float64 import Array, Arrays
-from onnxplain_export.graph import constant_ints, downstream, is_float, operand, static_dim, static_dims
-from onnxplain_export.onnx_file import session_of
-from onnxplain_export.rules.windows import Window, known_spatial_size, rounds_up
-
-# Their results are drawn anew each time, or are larger than what they are made of.
-_NOT_FOLDED = {
-    "RandomNormal",
-    "RandomNormalLike",
-    "RandomUniform",
-    "RandomUniformLike",
-    "Multinomial",
-    "Bernoulli",
-    "DequantizeLinear",
-}
-
-
-def infer_shapes(model: ir.Model) -> None:
-    """Infer types and shapes with onnx, as far as it can."""
-    _infer(model)
-    while _drop_idle_ceil_modes(model.graph):
-        for node in model.graph:
-            for value in node.outputs:
-                value.shape = None
-        _infer(model)
-
-
-def _infer(model: ir.Model) -> None:
-    logger = logging.getLogger("onnx_ir")
-    level = logger.level
-    logger.setLevel(logging.CRITICAL)
-    try:
-        ShapeInferencePass(check_type=False, strict_mode=False)(model)
-    finally:
-        logger.setLevel(level)
-
-
-def _drop_idle_ceil_modes(graph: ir.Graph) -> bool:
-    """Drop the `ceil_mode` of poolings where it has no effect, and say whether there were any.
-
-    onnx's inference would count a window more there: one that begins behind the input, and so is none. Where
-    it has an effect along some axes, the padding that no window reaches is taken away along the others.
-    """
-    found = False
-    for node in graph:
-        if node.op_type not in ("AveragePool", "LpPool", "MaxPool") or not rounds_up(node):
-            continue
-        size = known_spatial_size(operand(node, 0))
-        if size is None:
-            continue
-        window = Window.of(node)
-        idle = [
-            up == down
-            for up, down in zip(window.counts(size, rounds_up=True), window.counts(size), strict=True)
-        ]
-        unread = window.unread(size)
-        ends = [
-            end - spare if is_idle and spare <= end else end
-            for end, spare, is_idle in zip(window.ends, unread, idle, strict=True)
-        ]
-        if all(idle):
-            node.attributes.pop("ceil_mode")
-        elif ends != window.ends:
-            node.attributes["pads"] = ir.AttrInt64s("pads", [*window.starts, *ends])
-        else:
-            continue
-        found = True
-    return found
-
-
-def run_graph(model: ir.Model, outputs: Sequence[str], feeds: Arrays) -> Arrays:
-    """Run a model with onnxruntime, with any of its values as outputs."""
-    copy = model.clone()
-    values = ir.convenience.create_value_mapping(copy.graph)
-    copy.graph.outputs[:] = [values[name] for name in outputs]
-    with tempfile.TemporaryDirectory() as folder:
-        file = Path(folder) / "model.onnx"
-        save(copy, file)
-        return dict(zip(outputs, session_of(file).run(list(outputs), feeds), strict=True))
-
-
-def fold_constants(model: ir.Model) -> None:
-    """Compute what doesn't depend on the input, so that shapes and axes are known to the rules."""
-    graph = model.graph
-    computed = downstream(graph, graph.inputs)
-    foldable: list[ir.Node] = []
-    folded: set[ir.Value] = set()
-    for node in graph:
-        is_constant = all(
-            value is None or value in folded or value.const_value is not None for value in node.inputs
-        )
-        nested = any(attribute.type == ir.AttributeType.GRAPH for attribute in node.attributes.values())
-        if (
-            node.op_type not in _NOT_FOLDED
-            and node.domain in ("", "ai.onnx")
-            and is_constant
-            and not nested
-            and computed.isdisjoint(node.outputs)
-        ):
-            foldable.append(node)
-            folded.update(node.outputs)
-    wanted = [
-        value
-        for node in foldable
-        for value in node.outputs
-        if value.name and any(use.node not in foldable for use in value.uses())
-    ]
-    if not wanted:
-        return
-    names = [str(value.name) for value in wanted]
-    part = ir.convenience.extract(graph, [], names)
-    results = run_graph(ir.Model(part, ir_version=model.ir_version), names, {})
-    for value, name in zip(wanted, names, strict=True):
-        constant = ir.val(f"{name}.folded", const_value=ir.tensor(results[name], name=f"{name}.folded"))
-        graph.register_initializer(constant)
-        ir.convenience.replace_all_uses_with(value, constant, replace_graph_outputs=False)
-    graph.remove(
-        [node for node in foldable if not any(v.is_graph_output() for v in node.outputs)], safe=False
-    )
+from onnxplain_export.float64 import Array
+from onnxplain_export.graph import constant_ints, downstream, operand, static_dim, static_dims
+from onnxplain_export.onnx_shapes import complete_shapes, infer_shapes
 
 
 def free_batch(model: ir.Model, image: ir.Value, batch: int, noise: Array) -> None:
@@ -292,40 +171,3 @@ class _Freeing:
         value = ir.val(name, const_value=ir.tensor(np.array(numbers, np.int64), name=name))
         self._graph.register_initializer(value)
         return value
-
-
-def complete_shapes(model: ir.Model, batches: Sequence[Array]) -> None:
-    """Fill in the types and dimensions that inference leaves open, from a run of each of some batches.
-
-    A dimension that is the same in all of them is static, so they differ in what is dynamic.
-    """
-    open_values = [
-        value
-        for node in model.graph
-        for value in node.outputs
-        if value.name and (value.dtype is None or (is_float(value) and _is_open(value)))
-    ]
-    if not open_values:
-        return
-    names = [str(value.name) for value in open_values]
-    feed = str(model.graph.inputs[0].name)
-    runs = [run_graph(model, names, {feed: images}) for images in batches]
-    for value, name in zip(open_values, names, strict=True):
-        arrays = [run[name] for run in runs]
-        if not all(isinstance(array, np.ndarray) for array in arrays):
-            continue
-        value.dtype = ir.DataType.from_numpy(arrays[0].dtype)
-        if len({array.ndim for array in arrays}) == 1:
-            sizes = zip(*(array.shape for array in arrays), strict=True)
-            value.shape = ir.Shape(
-                [
-                    dims[0] if len(set(dims)) == 1 else "batch" if dims == tuple(map(len, batches)) else None
-                    for dims in sizes
-                ]
-            )
-
-
-def _is_open(value: ir.Value) -> bool:
-    if value.shape is None:
-        return True
-    return any(not isinstance(dim, int) and dim.value != "batch" for dim in value.shape)

@@ -14,12 +14,12 @@ from pathlib import Path
 import numpy as np
 import onnx
 import onnx_ir as ir
-import onnxruntime
 from onnx import TensorProto, external_data_helper
 
 from onnxplain.errors import SourceError
 from onnxplain.manifest import METADATA_KEY
 from onnxplain_export.float64 import Array, Arrays
+from onnxplain_export.onnx_session import session_of
 
 # Larger constants are weights, which no shape is computed from.
 LARGEST_KEPT = 1024
@@ -167,26 +167,6 @@ def _check_size(tensor: ir.TensorProtocol) -> None:
             raise ValueError(f"the data of {tensor.name!r} ends before its last number")
     elif tensor.numpy().size != tensor.size:
         raise ValueError(f"{tensor.name!r} has another size than its shape says")
-
-
-def session_of(
-    model: bytes | Path, folder: Path | None = None, *, optimised: bool = False
-) -> onnxruntime.InferenceSession:
-    """Load a model for onnxruntime's CPU provider; `folder` holds the external data of one in memory.
-
-    By default it runs as it's written. Optimised, quantised networks round otherwise, in ways that depend on
-    what else is asked of it: the results differ by per cents.
-    """
-    options = onnxruntime.SessionOptions()
-    if not optimised:
-        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    options.log_severity_level = 4
-    if folder is not None:
-        options.add_session_config_entry(
-            "session.model_external_initializers_file_folder_path", str(folder.resolve())
-        )
-    return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
 
 
 def batches_of(image: Array, size: int | None) -> Iterator[Array]:

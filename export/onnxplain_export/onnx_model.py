@@ -36,16 +36,13 @@ from onnxplain_export.layers import (
     closest_names,
     without_unread_grids,
 )
-from onnxplain_export.onnx_batch import (
-    complete_shapes,
-    fold_constants,
-    free_batch,
-    infer_shapes,
-    run_graph,
-)
+from onnxplain_export.onnx_batch import free_batch
 from onnxplain_export.onnx_file import OnnxFile, batches_of, first_line, read
+from onnxplain_export.onnx_folding import fold_constants
 from onnxplain_export.onnx_layers import in_attention, is_final_norm, same_as_input
 from onnxplain_export.onnx_logits import RESHAPES, as_matrix, find_logits, num_classes
+from onnxplain_export.onnx_session import run_graph
+from onnxplain_export.onnx_shapes import complete_shapes, infer_shapes
 from onnxplain_export.opset import to_design_opset
 from onnxplain_export.probe import Probe
 from onnxplain_export.rules import NO_GRADIENT

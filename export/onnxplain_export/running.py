@@ -22,6 +22,7 @@ from onnxplain_export.graph import (
     skip_identities,
     taken_by_branches,
 )
+from onnxplain_export.onnx_session import session_of
 from onnxplain_export.probe import Probe
 
 
@@ -124,16 +125,10 @@ def evaluate(model: ir.Model, names: Sequence[str], probe: Probe) -> Arrays:
 
 
 def _session(file: Path, model: ir.Model) -> onnxruntime.InferenceSession:
-    """Load the file of a model or of a part of it.
+    """Load the file of a model, optimised as users load it; but a quantised one as it's written.
 
-    A quantised one runs as it's written. Optimising, onnxruntime joins the nodes between quantisers into ones
-    of whole numbers. These round otherwise, and which it joins depends on what else is asked of the file: the
-    logits of one network then differ by per cents.
+    Optimising, onnxruntime joins the nodes between quantisers into ones of whole numbers. These round
+    otherwise, and which it joins depends on what else is asked of the file: the logits of one network then
+    differ by per cents.
     """
-    options = onnxruntime.SessionOptions()
-    if is_quantised(model.graph):
-        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
-    # Beside PyTorch's threads, waiting ones of onnxruntime would only take time from them.
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    options.log_severity_level = 4  # what fails is raised, and need not be on stderr too
-    return onnxruntime.InferenceSession(file, options, providers=["CPUExecutionProvider"])
+    return session_of(file, optimised=not is_quantised(model.graph))
