@@ -5,21 +5,25 @@ from __future__ import annotations
 import onnx_ir as ir
 
 from onnxplain_export.graph import constant, operand, rank, static_dims
+from onnxplain_export.rules.kernels import Maps, kernel_gradient
 from onnxplain_export.rules.phases import conv_by_phases
-from onnxplain_export.rules.registry import Op, UnsupportedCaseError, vjp
+from onnxplain_export.rules.registry import Op, vjp
 from onnxplain_export.rules.shapes import fold_classes, reshape_like
 from onnxplain_export.rules.windows import Window, known_spatial_size, spatial_size
 
 
 @vjp("Conv")
 def conv(op: Op, node: ir.Node, wrt: int, gradient: ir.Value) -> ir.Value:
-    """Y = x * w + b: dx = g * w transposed (Dumoulin and Visin 2016, section 4), db = the sum of g."""
-    if wrt == 1:
-        raise UnsupportedCaseError("a Conv whose weights depend on the layer")
+    """Y = x * w + b: dx = g * w transposed, dw = x * g, db = the sum of g.
+
+    (Dumoulin and Visin 2016, section 4.)
+    """
     if wrt == 2:
         return _bias_gradient(op, node, gradient)
     x, weights = operand(node, 0), operand(node, 1)
     window = Window.of(node, kernel=static_dims(weights)[2:])
+    if wrt == 1:
+        return kernel_gradient(op, node, window, coarse=Maps(node.outputs[0], gradient), fine=Maps(x))
     folded = fold_classes(op, gradient, node.outputs[0])
     kernel, result = constant(weights), None
     if kernel is not None:
@@ -32,13 +36,13 @@ def conv(op: Op, node: ir.Node, wrt: int, gradient: ir.Value) -> ir.Value:
 
 @vjp("ConvTranspose")
 def conv_transpose(op: Op, node: ir.Node, wrt: int, gradient: ir.Value) -> ir.Value:
-    """Y = x * w transposed, + b: dx = g * w, of the same weights and strides, db = the sum of g."""
-    if wrt == 1:
-        raise UnsupportedCaseError("a ConvTranspose whose weights depend on the layer")
+    """Y = x * w transposed, + b: dx = g * w, dw = g * x, db = the sum of g."""
     if wrt == 2:
         return _bias_gradient(op, node, gradient)
     x, weights = operand(node, 0), operand(node, 1)
     window = Window.of_transposed(node, kernel=static_dims(weights)[2:])
+    if wrt == 1:
+        return kernel_gradient(op, node, window, coarse=Maps(x), fine=Maps(node.outputs[0], gradient))
     result = op.Conv(
         fold_classes(op, gradient, node.outputs[0]),
         weights,

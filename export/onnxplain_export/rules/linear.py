@@ -13,11 +13,11 @@ from onnxplain_export.rules.registry import (
     Op,
     Selection,
     UnsupportedCaseError,
-    constant_like,
     selection_vjp,
     vjp,
 )
 from onnxplain_export.rules.shapes import reshape_like
+from onnxplain_export.rules.windows import Window, blocks_of
 
 
 @vjp("MatMul", broadcasts=True)
@@ -107,22 +107,12 @@ def _swapped(op: Op, gradient: ir.Value) -> ir.Value:
 
 @vjp("Col2Im")
 def col2im(op: Op, node: ir.Node, wrt: int, gradient: ir.Value) -> ir.Value:
-    """Y = the sum of overlapping blocks, a column of x each: dx = the blocks of g.
-
-    They are cut out by a convolution with a kernel for each place of a block: a one there, zeros around it.
-    """
+    """Y = the sum of overlapping blocks, a column of x each: dx = the blocks of g."""
     x, block = operand(node, 0), constant_ints(operand(node, 2))
     if block is None:
         raise UnsupportedCaseError("a Col2Im whose block shape is only known at run time")
     axes = len(block)
-    kernels = constant_like(op, np.eye(int(np.prod(block))).reshape(-1, 1, *block), x)
+    strides, dilations = ints(node, "strides", [1] * axes), ints(node, "dilations", [1] * axes)
+    window = Window(block, strides, dilations, ints(node, "pads", [0] * (2 * axes)))
     image = op.Reshape(gradient, op.Concat([-1, 1], operand(node, 1), axis=0))
-    columns = op.Conv(
-        image,
-        kernels,
-        kernel_shape=block,
-        strides=ints(node, "strides", [1] * axes),
-        dilations=ints(node, "dilations", [1] * axes),
-        pads=ints(node, "pads", [0] * (2 * axes)),
-    )
-    return reshape_like(op, columns, x)
+    return reshape_like(op, blocks_of(op, image, window, x), x)

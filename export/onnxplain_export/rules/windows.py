@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
+import numpy as np
 import onnx_ir as ir
 
 from onnxplain_export.graph import ints, operand, rank, static_dims
-from onnxplain_export.rules.registry import Op, UnsupportedCaseError
+from onnxplain_export.rules.registry import Op, UnsupportedCaseError, constant_like
 
 
 class Window:
@@ -130,6 +132,22 @@ def _shared_pads(excess: list[int], is_upper: bool) -> list[int]:
     smaller = [total // 2 for total in totals]
     larger = [total - half for total, half in zip(totals, smaller, strict=True)]
     return [*smaller, *larger] if is_upper else [*larger, *smaller]
+
+
+def blocks_of(op: Op, maps: ir.Value, window: Window, like: ir.Value) -> ir.Value:
+    """Return the blocks of maps [count, 1, *size] that windows read, [count, places of a window, *windows].
+
+    They are cut out by a convolution with a kernel for each place of a window: a one there, zeros around it.
+    """
+    kernels = np.eye(math.prod(window.kernel)).reshape(-1, 1, *window.kernel)
+    return op.Conv(
+        maps,
+        constant_like(op, kernels, like),
+        kernel_shape=window.kernel,
+        strides=window.strides,
+        dilations=window.dilations,
+        pads=window.pads,
+    )
 
 
 def known_spatial_size(x: ir.Value) -> list[int] | None:
