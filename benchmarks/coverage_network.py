@@ -112,17 +112,17 @@ def drawn(name: str, size: int | None = None) -> tuple[nn.Module, Size]:
         Height and width; by default the network's own.
     """
     model, shape = built(name, size)
-    redraw(model, torch.zeros(1, *shape), SEED)
-    with torch.no_grad():
-        model(torch.zeros(2, *shape))
-    return model, shape
+    return redraw(model, torch.zeros(1, *shape), SEED), shape
 
 
 def small(name: str) -> tuple[nn.Module, Size]:
     """Return a network as `drawn` does, at the smallest size that it takes."""
     for size in SMALL_SIZES:
         try:
-            return drawn(name, size)
+            model, shape = drawn(name, size)
+            with torch.no_grad():
+                model(torch.zeros(2, *shape))
+            return model, shape
         except Exception:  # whatever a network raises that doesn't take the size
             continue
     return drawn(name)
