@@ -48,7 +48,7 @@ def kernel_gradient(op: Op, node: ir.Node, window: Window, coarse: Maps, fine: M
 
 
 def _by_group(op: Op, maps: Maps, groups: int, taps: int, count: list[int] | ir.Value) -> ir.Value:
-    """Return the shape [batch, groups, a group's channels times taps, windows], classes before a gradient's."""
+    """Return the shape [batch, groups, a group's channels times taps, windows], the classes first."""
     channels = static_dim(maps.primal, 1)
     if channels is None:
         raise UnsupportedCaseError(
