@@ -68,10 +68,10 @@ def in_float64(model: ir.Model, feeds: Arrays, outputs: list[str]) -> Arrays:
     return Float64Graph(model, list(feeds), outputs, {}).run(feeds)
 
 
-def in_onnxruntime(model: ir.Model, feeds: Arrays) -> Arrays:
+def in_onnxruntime(model: ir.Model, feeds: Arrays, threads: int = 1) -> Arrays:
     """Evaluate all outputs in float32."""
     options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = 1
+    options.intra_op_num_threads = threads
     options.log_severity_level = 3
     data = ir.to_proto(model).SerializeToString()
     session = onnxruntime.InferenceSession(data, options, providers=["CPUExecutionProvider"])

@@ -237,6 +237,23 @@ def check_onnxruntime(built: Built, rows: int) -> None:
             np.testing.assert_allclose(single[name], double[name], rtol=0, atol=3e-6 * largest)
 
 
+@pytest.mark.parametrize("operator", ["GatherND", "Gather", "GatherElements"])
+def test_copies_are_added_up_in_several_threads(operator):
+    """onnxruntime's ScatterND adds up copies of one slice in several threads at once, and loses some."""
+    rng = np.random.default_rng(0)
+    places = rng.integers(0, 8, (2048, 64 if operator == "GatherElements" else 1))
+    if operator == "Gather":
+        places = places[:, 0]
+    built = build(row(operator, "many copies", x(8, 64), Fed(places)))
+    model = differentiated(built.model, *built.targets)
+    feeds = {**built.feeds, "classes": classes_of(built)}
+    (name,) = map(gradient_name, built.targets)
+    double = in_float64(model, feeds, [name])[name]
+    for _ in range(10):
+        single = in_onnxruntime(model, feeds, threads=4)[name]
+        np.testing.assert_allclose(single, double, rtol=0, atol=1e-4 * np.abs(double).max())
+
+
 @pytest.mark.parametrize("like", [False, True])
 def test_half_precision(like):
     """The gradient comes back through float16, rounded there: exact in float64, near it in onnxruntime."""

@@ -10,9 +10,9 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
-from onnxplain_export.graph import constant, constant_ints, operand, rank, static_dims
+from onnxplain_export.graph import constant, constant_ints, operand, rank, static_dim, static_dims
 from onnxplain_export.rules.placing import numbers_to, put_back
-from onnxplain_export.rules.registry import Op, vjp
+from onnxplain_export.rules.registry import Op, UnsupportedCaseError, vjp
 from onnxplain_export.rules.shapes import reshape_like, zeros_like
 
 _SEQUENCE_AXES = ("batch_axis", "time_axis")
@@ -53,10 +53,7 @@ def compress(op: Op, node: ir.Node, wrt: int, gradient: ir.Value) -> ir.Value:
     if "axis" in node.attributes:
         return put_back(op, gradient, x, _axis(node, 0), places)
     # Without an axis, x is taken as a vector.
-    flat = op.Reshape(x, [-1])
-    flat.type = x.type
-    dims = [dim for dim in static_dims(x) if dim is not None]
-    flat.shape = ir.Shape([math.prod(dims) if len(dims) == rank(x) else None])
+    flat = _as(op.Reshape(x, [-1]), x, [static_dims(x)])
     return reshape_like(op, put_back(op, gradient, flat, 0, places), x)
 
 
@@ -100,21 +97,52 @@ def top_k(op: Op, node: ir.Node, wrt: int, gradients: Sequence[ir.Value | None])
 
 @vjp("GatherND")
 def gather_nd(op: Op, node: ir.Node, wrt: int, gradient: ir.Value) -> ir.Value:
-    """Y = slices of x at rows of indices: dx = the sum of g over the copies of a slice."""
+    """Y = slices of x at rows of indices: dx = the sum of g over the copies of a slice.
+
+    The axes that are indexed are made one. ScatterND would take the rows as they are, but onnxruntime's adds
+    up the copies of a slice in several threads at once, and loses some.
+    """
     x = operand(node, 0)
-    rows = _whole_rows(op, node)
-    zeros = zeros_like(op, gradient, x)
-    # An index counts from the first axis on, so the classes step back.
-    return classes_first(
-        op,
-        op.ScatterND(
-            classes_last(op, zeros, rank(x)),
-            rows,
-            classes_last(op, gradient, rank(node.outputs[0])),
-            reduction="add",
-        ),
-        rank(x),
+    depth = static_dim(operand(node, 1), -1)
+    if depth is None:
+        raise UnsupportedCaseError("a GatherND with rows of a length that is only known at run time")
+    depth += node.attributes.get_int("batch_dims", 0)
+    slices = _as(op.Flatten(x, axis=depth), x, [static_dims(x)[:depth], static_dims(x)[depth:]])
+    places = _places_of_rows(op, node, depth)
+    count = [len(places)] if isinstance(places, np.ndarray) else op.Shape(places)
+    shape = op.Concat(op.Shape(gradient, start=0, end=1), count, op.Shape(slices, start=1), axis=0)
+    copied = op.Reshape(gradient, shape, allowzero=1)
+    return reshape_like(op, put_back(op, copied, slices, 0, places), x)
+
+
+def _as(merged: ir.Value, x: ir.Value, axes: Sequence[Sequence[int | None]]) -> ir.Value:
+    """Note the type and shape of x with some axes made one each."""
+    known = [[size for size in sizes if size is not None] for sizes in axes]
+    merged.type = x.type
+    merged.shape = ir.Shape(
+        [math.prod(own) if len(own) == len(sizes) else None for own, sizes in zip(known, axes, strict=True)]
     )
+    return merged
+
+
+def _places_of_rows(op: Op, node: ir.Node, depth: int) -> ir.Value | npt.NDArray[Any]:
+    """Return a GatherND's places along its first axes taken as one, a vector."""
+    x, indices = operand(node, 0), constant(node.inputs[1])
+    sizes = [size for size in static_dims(x)[:depth] if size is not None]
+    if indices is not None and indices.shape[-1] == depth == len(sizes):
+        columns = np.moveaxis(indices.reshape(-1, depth).astype(np.int64), -1, 0)
+        places = np.zeros(columns.shape[1], np.int64)
+        for column, size in zip(columns, sizes, strict=True):
+            places = places * size + column % size
+        return places
+    rows, lengths = _whole_rows(op, node), op.Shape(x, end=depth)
+    # A negative index counts from the end.
+    rows = op.Where(op.Less(rows, 0), op.Add(rows, lengths), rows)
+    place = op.Gather(rows, 0, axis=-1)
+    for axis in range(1, depth):
+        length = op.Shape(x, start=axis, end=axis + 1)
+        place = op.Add(op.Mul(place, length), op.Gather(rows, axis, axis=-1))
+    return op.Reshape(place, [-1])
 
 
 def _whole_rows(op: Op, node: ir.Node) -> ir.Value:
