@@ -16,12 +16,8 @@ def autograd(
     Of a layer that returns several things the first is meant.
     """
     kept: dict[str, torch.Tensor] = {}
-    entered: list[str] = []
     handles = []
     for name in layers:
-
-        def enter(module: nn.Module, inputs: object, name: str = name) -> None:
-            entered.append(name)
 
         def keep(module: nn.Module, inputs: object, output: object, name: str = name) -> object:
             if isinstance(output, torch.Tensor):
@@ -30,10 +26,9 @@ def autograd(
             kept[name] = next(iter(output.values() if isinstance(output, dict) else output))
             return output
 
-        handles.append(model.get_submodule(name).register_forward_pre_hook(enter))
         handles.append(model.get_submodule(name).register_forward_hook(keep))
     # The backward pass ends at the layers: activations before them needn't take memory.
-    saved = torch.autograd.graph.saved_tensors_hooks(lambda x: x if entered else None, lambda x: x)
+    saved = torch.autograd.graph.saved_tensors_hooks(lambda x: x if kept else None, lambda x: x)
     try:
         with saved:
             logits = model.eval()(image.clone().requires_grad_())

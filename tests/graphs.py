@@ -13,7 +13,7 @@ from onnx import numpy_helper, shape_inference
 from onnxscript import GraphBuilder
 
 from onnxplain_export.differentiate import differentiate
-from onnxplain_export.float64 import Arrays, Float64Graph
+from onnxplain_export.reference_graph import Arrays, ReferenceGraph
 
 Array = npt.NDArray[Any]
 
@@ -65,7 +65,7 @@ def differentiated(model: ir.Model, *targets: str) -> ir.Model:
 
 def in_float64(model: ir.Model, feeds: Arrays, outputs: list[str]) -> Arrays:
     """Evaluate with onnx's reference evaluator, from any values of the graph to any others."""
-    return Float64Graph(model, list(feeds), outputs, {}).run(feeds)
+    return ReferenceGraph(model, list(feeds), outputs, {}).run(feeds)
 
 
 def in_onnxruntime(model: ir.Model, feeds: Arrays, threads: int = 1) -> Arrays:
@@ -85,7 +85,7 @@ def numeric_gradient(model: ir.Model, feeds: Arrays, target: str, classes: Array
     The images of a batch may depend on each other: as in the graph, the gradient is that of the sum of one
     logit an image.
     """
-    forward = Float64Graph(model, list(feeds), ["logits"], {})
+    forward = ReferenceGraph(model, list(feeds), ["logits"], {})
     point = feeds[target].astype(np.float64)
     gradient = np.zeros((len(classes), *point.shape))
     step = 1e-5

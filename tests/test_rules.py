@@ -21,7 +21,7 @@ from onnx import TensorProto, helper
 import rule_cases
 from graphs import Array, differentiated, finished, gradient_name, in_float64, in_onnxruntime, value_named
 from onnxplain.errors import UnsupportedOperatorError
-from onnxplain_export.float64 import Arrays, Float64Graph
+from onnxplain_export.reference_graph import Arrays, ReferenceGraph
 from onnxplain_export.rules import RULES, SELECTION_RULES
 from rule_cases.case import B, Case, Fed, X, ints, row, weights, x
 
@@ -137,7 +137,7 @@ def check_slopes(built: Built, model: ir.Model, classes: Array) -> None:
     """Compare every input's gradient with central differences of the logits along random directions."""
     names = [gradient_name(target) for target in built.targets]
     found = in_float64(model, {**built.feeds, "classes": classes}, names)
-    forward = Float64Graph(built.model, list(built.feeds), ["logits"], {})
+    forward = ReferenceGraph(built.model, list(built.feeds), ["logits"], {})
     rng = np.random.default_rng(0)
     step = 1e-5
     for target, name in zip(built.targets, names, strict=True):

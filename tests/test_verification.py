@@ -119,6 +119,21 @@ def test_logits_that_rounding_moves(tmp_path: Path) -> None:
     assert verify(path).rules < 1e-6
 
 
+class Saturating(Cancelling):
+    """Behind the layer, too: the slopes follow from numbers that have lost their last digits."""
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        return super().forward(image).mul(3).tanh()
+
+
+def test_gradients_that_rounding_moves(tmp_path: Path) -> None:
+    torch.manual_seed(1)
+    path = tmp_path / "explainer.onnx"
+    measured = export(Saturating(), torch.zeros(1, 3, 16, 16), path, layer="maps")
+    assert 1e-4 < measured.verification.gradients < 1e-2
+    assert verify(path).gradients == measured.verification.gradients
+
+
 class Noisy(nn.Module):
     """It draws anew in each run."""
 

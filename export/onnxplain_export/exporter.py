@@ -18,21 +18,22 @@ from onnxplain.extras import require
 from onnxplain.manifest import Activation, Head, Layer, Manifest, Preprocessing
 from onnxplain_export.assemble import LOGITS, TracedModel, assemble, output_names, set_manifest
 from onnxplain_export.files import check_destination, moved_into_place, save, size_of
-from onnxplain_export.float64 import Array, Arrays
 from onnxplain_export.front_end import FrontEnd
 from onnxplain_export.graph import skip_identities
 from onnxplain_export.head import is_gap_linear
 from onnxplain_export.layers import LayerCandidate, automatic_layer
 from onnxplain_export.onnx_file import first_line
 from onnxplain_export.probe import Probe
+from onnxplain_export.reference_graph import Array, Arrays
 from onnxplain_export.rule_check import check_rules
-from onnxplain_export.running import float64_outputs, run_file
+from onnxplain_export.running import reference_outputs, run_file
 from onnxplain_export.verification import (
     MOST_ROUNDING,
     Verification,
     compare,
     differentiated_layers,
     relative_error,
+    rounding_of_gradients,
     sized_as,
 )
 
@@ -182,11 +183,14 @@ def export(
         expected = front.expected(probe, outputs, checked)
         if dynamic_size:
             _check_other_size(probe, outputs[LOGITS], expected[LOGITS])
-        own = float64_outputs(traced.model, checked, probe)
-        maps = [layer for layer in checked if layer.activations in expected]
-        verification = compare(
-            probe, rules, outputs, own, expected, checked, lambda: front.rounding(probe, expected, maps)
-        )
+        own = reference_outputs(traced.model, checked, probe)
+
+        def rounding() -> dict[str, float]:
+            maps = [layer for layer in checked if layer.activations in expected]
+            gradients = rounding_of_gradients(traced.model, checked, probe, own)
+            return {**front.rounding(probe, expected, maps), **gradients}
+
+        verification = compare(probe, rules, outputs, own, expected, checked, rounding)
         manifest = replace(manifest, verification=verification.summary())
         set_manifest(traced.model, manifest)
         save(traced.model, draft)

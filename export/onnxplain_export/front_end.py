@@ -7,9 +7,9 @@ from typing import Protocol
 
 from onnxplain.manifest import Activation, Layer
 from onnxplain_export.assemble import TracedModel
-from onnxplain_export.float64 import Arrays
 from onnxplain_export.layers import LayerCandidate
 from onnxplain_export.probe import Probe
+from onnxplain_export.reference_graph import Arrays
 
 
 class FrontEnd(Protocol):

@@ -8,9 +8,9 @@ from collections.abc import Sequence
 import numpy as np
 import onnx_ir as ir
 
-from onnxplain_export.float64 import Array
 from onnxplain_export.graph import constant_ints, downstream, operand, static_dim, static_dims
 from onnxplain_export.onnx_shapes import complete_shapes, infer_shapes
+from onnxplain_export.reference_graph import Array
 
 
 def free_batch(model: ir.Model, image: ir.Value, batch: int, noise: Array) -> None:

@@ -18,8 +18,8 @@ from onnx import TensorProto, external_data_helper
 
 from onnxplain.errors import SourceError
 from onnxplain.manifest import METADATA_KEY
-from onnxplain_export.float64 import Array, Arrays
 from onnxplain_export.onnx_session import session_of
+from onnxplain_export.reference_graph import Array, Arrays
 
 # Larger constants are weights, which no shape is computed from.
 LARGEST_KEPT = 1024

@@ -19,7 +19,6 @@ from onnxplain.errors import LayerError, ModelError, OnnxplainError, SourceError
 from onnxplain.manifest import Activation, Layer, Preprocessing
 from onnxplain_export.assemble import INPUT, LOGITS, TracedModel
 from onnxplain_export.feature_map import Array, FeatureMap, feature_map_of, has_aspect, token_grids
-from onnxplain_export.float64 import Arrays
 from onnxplain_export.graph import (
     downstream,
     has_gradient,
@@ -45,6 +44,7 @@ from onnxplain_export.onnx_session import run_graph
 from onnxplain_export.onnx_shapes import complete_shapes, infer_shapes
 from onnxplain_export.opset import to_design_opset
 from onnxplain_export.probe import Probe
+from onnxplain_export.reference_graph import Arrays
 from onnxplain_export.rules import NO_GRADIENT
 from onnxplain_export.verification import LOGITS_TOLERANCE, relative_error
 

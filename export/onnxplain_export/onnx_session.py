@@ -10,7 +10,7 @@ import onnx_ir as ir
 import onnxruntime
 
 from onnxplain_export.files import save
-from onnxplain_export.float64 import Arrays
+from onnxplain_export.reference_graph import Arrays
 
 
 def session_of(

@@ -9,9 +9,9 @@ import numpy as np
 import onnx_ir as ir
 from onnx_ir.passes.common import ShapeInferencePass
 
-from onnxplain_export.float64 import Array
 from onnxplain_export.graph import is_float, operand
 from onnxplain_export.onnx_session import run_graph
+from onnxplain_export.reference_graph import Array
 from onnxplain_export.rules.windows import Window, known_spatial_size, rounds_up
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from onnxplain.manifest import Preprocessing
-from onnxplain_export.float64 import Array
+from onnxplain_export.reference_graph import Array
 
 
 @dataclass(frozen=True)

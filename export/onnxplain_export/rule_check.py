@@ -22,9 +22,9 @@ from onnxplain.errors import VerificationError
 from onnxplain.manifest import Layer
 from onnxplain_export.assemble import CLASS_INDEX, EXPLAINED
 from onnxplain_export.feature_map import FeatureMap
-from onnxplain_export.float64 import Array, Arrays, Float64Graph
 from onnxplain_export.probe import Probe
 from onnxplain_export.ranges import Range, range_of
+from onnxplain_export.reference_graph import Array, Arrays, ReferenceGraph
 from onnxplain_export.running import evaluate, scores_of, side_inputs, tap_of, values_of
 
 TOLERANCE = 1e-6
@@ -68,8 +68,8 @@ def _rules_error(model: ir.Model, layer: Layer, probe: Probe, weights: Arrays) -
     inputs = [tap, *side_inputs(model, tap)]
     values = evaluate(model, inputs, probe)
     outputs = [scores, EXPLAINED, layer.gradients]
-    whole = Float64Graph(model, [*inputs, CLASS_INDEX], outputs, weights)
-    forward = Float64Graph(model, inputs, [scores], weights)
+    whole = ReferenceGraph(model, [*inputs, CLASS_INDEX], outputs, weights)
+    forward = ReferenceGraph(model, inputs, [scores], weights)
     generator = np.random.default_rng(1)
     maps = FeatureMap.of_layer(layer)
     folded = (len(probe.image), maps.channels, maps.height, maps.width)
@@ -107,7 +107,7 @@ def _largest_agreed(errors: Sequence[Array]) -> float:
 def _errors_along(
     direction: Array,
     laid_out: Array,
-    forward: Float64Graph,
+    forward: ReferenceGraph,
     values: Arrays,
     tap: str,
     scores: Array,
@@ -144,7 +144,7 @@ def _inside(numbers: Array, possible: Range) -> Array:
 
 
 def _difference(
-    forward: Float64Graph, values: Arrays, name: str, direction: Array, step: float, classes: Array
+    forward: ReferenceGraph, values: Arrays, name: str, direction: Array, step: float, classes: Array
 ) -> Array:
     """Return the central difference of the explained logits along a direction, [batch, classes]."""
     (ahead,), (behind,) = (

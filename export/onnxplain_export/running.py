@@ -1,4 +1,4 @@
-"""Running an explainer: its file in float32, and the part of its graph behind a layer in float64."""
+"""Running an explainer: its file with onnxruntime, and the part of its graph behind a layer by reference."""
 
 from __future__ import annotations
 
@@ -13,7 +13,6 @@ from onnxplain.manifest import Layer
 from onnxplain_export.assemble import CLASS_INDEX, EXPLAINED, INPUT, LOGITS
 from onnxplain_export.feature_map import FeatureMap
 from onnxplain_export.files import save
-from onnxplain_export.float64 import Arrays, Float64Graph
 from onnxplain_export.graph import (
     before_quantiser,
     downstream,
@@ -24,6 +23,7 @@ from onnxplain_export.graph import (
 )
 from onnxplain_export.onnx_session import session_of
 from onnxplain_export.probe import Probe
+from onnxplain_export.reference_graph import Arrays, ReferenceGraph
 
 
 def run_file(path: Path, model: ir.Model, probe: Probe, layers: Sequence[Layer]) -> Arrays:
@@ -35,8 +35,10 @@ def run_file(path: Path, model: ir.Model, probe: Probe, layers: Sequence[Layer])
     return dict(zip(names, results, strict=True))
 
 
-def float64_outputs(model: ir.Model, layers: Sequence[Layer], probe: Probe) -> Arrays:
-    """Return the logits and gradients that the graph has in float64, at the file's activations and decisions.
+def reference_outputs(
+    model: ir.Model, layers: Sequence[Layer], probe: Probe, *, in_float64: bool = True
+) -> Arrays:
+    """Return a graph's logits and gradients by reference, at its file's activations and decisions.
 
     Its decisions are which units are on, where a maximum stands, what a quantiser rounds to. Made anew in
     float64, those within rounding of a kink could fall otherwise, and a gradient jumps there. They are read
@@ -44,11 +46,11 @@ def float64_outputs(model: ir.Model, layers: Sequence[Layer], probe: Probe) -> A
     """
     outputs: Arrays = {}
     weights: Arrays = {}
-    decided = _decisions(model)
     for layer in layers:
         tap = tap_of(model, layer)
-        inputs = list(dict.fromkeys([tap, *side_inputs(model, tap), *decided]))
-        part = Float64Graph(model, [*inputs, CLASS_INDEX], [LOGITS, layer.gradients], weights)
+        inputs = list(dict.fromkeys([tap, *side_inputs(model, tap), *_decisions(model, tap)]))
+        names = [LOGITS, layer.gradients]
+        part = ReferenceGraph(model, [*inputs, CLASS_INDEX], names, weights, in_float64=in_float64)
         outputs |= part.run({**evaluate(model, inputs, probe), CLASS_INDEX: probe.class_index})
     return outputs
 
@@ -79,10 +81,10 @@ def scores_of(model: ir.Model) -> str:
     return name
 
 
-def _decisions(model: ir.Model) -> list[str]:
-    """Return the names of the whole numbers and truth values that are made of floating-point ones."""
+def _decisions(model: ir.Model, tap: str) -> list[str]:
+    """Return the names of the whole numbers and truth values behind a layer that are made of others."""
     graph = model.graph
-    computed = downstream(graph, [values_of(model)[INPUT]])
+    computed = downstream(graph, [values_of(model)[tap]])
     return [
         value.name
         for node in graph

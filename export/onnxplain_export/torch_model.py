@@ -185,7 +185,7 @@ def record_calls(model: nn.Module, example: torch.Tensor) -> tuple[list[ModuleCa
         stack.enter_context(evaluation_mode(model))
         stack.enter_context(torch.enable_grad())
         # What depends on what is asked, not how much: nothing needs to be kept for a backward pass.
-        stack.enter_context(torch.autograd.graph.saved_tensors_hooks(lambda tensor: None, _forgotten))
+        stack.enter_context(torch.autograd.graph.saved_tensors_hooks(lambda tensor: None, _remembered))
         try:
             for name, module in model.named_modules():
                 if name:
@@ -221,10 +221,6 @@ class _Output:
 
 def _node(tensor: torch.Tensor) -> Node | None:
     return torch.autograd.graph.get_gradient_edge(tensor).node if tensor.requires_grad else None
-
-
-def _forgotten(tensor: None) -> torch.Tensor:
-    raise AssertionError("no backward pass is run")
 
 
 def _described(
@@ -421,13 +417,6 @@ def reference(
         PyTorch can't differentiate the model.
     """
     own: list[torch.Tensor] = []
-    entered: list[bool] = []
-
-    def enter(module: nn.Module, inputs: object) -> None:
-        entered.append(True)
-
-    def keep(tensor: torch.Tensor) -> torch.Tensor | None:
-        return tensor if entered else None
 
     def move(module: nn.Module, inputs: object, output: object) -> object:
         own.append(_first(output))
@@ -442,19 +431,35 @@ def reference(
         difference = maps.unfold(activations.numpy() - folded)
         return _replace_first(output, own[0] + torch.from_numpy(difference).to(kept.device))
 
-    with contextlib.ExitStack() as stack:
-        stack.enter_context(evaluation_mode(model))
-        stack.enter_context(torch.enable_grad())
-        # The backward pass ends at the layer: what was computed before it needn't be kept.
-        stack.enter_context(torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor))
-        stack.callback(model.get_submodule(layer).register_forward_pre_hook(enter).remove)
+    def differentiated(*, keep_all: bool) -> Array:
+        own.clear()
+        # The backward pass ends at the layer: what is computed before its output needn't be kept.
+        hooks = (lambda tensor: tensor if keep_all or own else None), _remembered
+        with torch.autograd.graph.saved_tensors_hooks(*hooks):
+            return _gradients(logits_of(model(image.clone())), classes, own[0])
+
+    image = image.requires_grad_()
+    with evaluation_mode(model), torch.enable_grad(), contextlib.ExitStack() as stack:
         stack.callback(model.get_submodule(layer).register_forward_hook(move).remove)
         try:
-            logits = logits_of(model(image.requires_grad_().clone()))
-            gradients = _gradients(logits, classes, own[0])
+            try:
+                gradients = differentiated(keep_all=False)
+            except _ForgottenError:
+                # The layer computes more from its maps than it hands on first.
+                gradients = differentiated(keep_all=True)
         except RuntimeError as error:
             raise SourceError(f"PyTorch can't differentiate the model: {one_line(error)}") from error
     return Reference(maps.fold(own[0].detach().cpu().numpy()), maps.fold(gradients))
+
+
+class _ForgottenError(Exception):
+    """A backward pass needs what its forward pass didn't keep."""
+
+
+def _remembered(tensor: torch.Tensor | None) -> torch.Tensor:
+    if tensor is None:
+        raise _ForgottenError
+    return tensor
 
 
 def reference_image_gradients(model: nn.Module, image: torch.Tensor, classes: torch.Tensor) -> Array:

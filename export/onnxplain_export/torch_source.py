@@ -14,9 +14,9 @@ from onnxplain.manifest import Layer
 from onnxplain_export.assemble import EXPLAINED, INPUT, LOGITS, TracedModel
 from onnxplain_export.exported_program import as_module
 from onnxplain_export.feature_map import FeatureMap
-from onnxplain_export.float64 import Arrays
 from onnxplain_export.layers import LayerCandidate, ModuleCall, candidates
 from onnxplain_export.probe import Probe
+from onnxplain_export.reference_graph import Arrays
 from onnxplain_export.torch_model import (
     check_layers,
     record_calls,

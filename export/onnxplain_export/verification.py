@@ -11,8 +11,11 @@ is nobody's fault. At `layer3` of resnet50 PyTorch in float32 is 6e-3 (relative 
 the file is held tightly against float64 where that takes the file's own decisions: which units are on, where
 maxima stand, what quantisers round to. What is left is the rounding of sums; a wrong kernel or graph would
 show. PyTorch makes decisions of its own, so autograd is held loosely, and the median image counts: it would
-show another function or layer, or a backward pass that a model defines itself. Logits and activations may be
-further from PyTorch's than usual where PyTorch's own are as far from what it says in float64.
+show another function or layer, or a backward pass that a model defines itself.
+
+Some networks lose more to rounding than others. Where an error is larger than usual, it is asked how far
+rounding moves what is expected: the gradients of the graph in float32 by reference from those in float64, and
+PyTorch's logits and activations from its own in float64.
 
 Quantisers round to steps that have no slope. For the check of the rules they are taken away, but for the cut
 at the ends of their range: there the rules, which let the gradient straight through, are exact.
@@ -33,18 +36,18 @@ from onnxplain.errors import ModelError, VerificationError
 from onnxplain.manifest import METADATA_KEY, Layer, Manifest
 from onnxplain_export import rule_check
 from onnxplain_export.assemble import EXPLAINED, IMAGE_GRADIENTS, INPUT, LOGITS
-from onnxplain_export.float64 import Array, Arrays
 from onnxplain_export.graph import static_dims
 from onnxplain_export.probe import Probe
-from onnxplain_export.running import float64_outputs, run_file
+from onnxplain_export.reference_graph import Array, Arrays
+from onnxplain_export.running import reference_outputs, run_file
 
 REFERENCE = "float64 directional derivatives"
 LOGITS_TOLERANCE = 1e-4
-# Where rounding moves logits and activations by more: so many times as far, as kernels round each in their
-# own way, but not further than this.
+GRADIENTS_TOLERANCE = 1e-4
+# Where rounding moves what is expected by more: so many times as far, as kernels round each in their own way,
+# but not further than this.
 AS_FAR = 10
 MOST_ROUNDING = 1e-2
-GRADIENTS_TOLERANCE = 1e-4
 AUTOGRAD_TOLERANCE = 2e-2
 
 
@@ -110,7 +113,7 @@ def verify(path: str | os.PathLike[str]) -> Verification:
         outputs = run_file(file, model, probe, layers)
         layers = sized_as(layers, probe, outputs)
         rules = rule_check.check_rules(model, layers, probe)
-        own = float64_outputs(model, layers, probe)
+        own = reference_outputs(model, layers, probe)
     except VerificationError:
         raise
     except Exception as error:  # whatever a damaged or hostile file makes its readers raise
@@ -119,8 +122,20 @@ def verify(path: str | os.PathLike[str]) -> Verification:
             f"{str(file)!r} doesn't run as its manifest says ({reason}); export it again"
         ) from error
 
-    # Without the source, nothing tells how much of its logits a network loses to rounding.
-    return compare(probe, rules, outputs, own, {LOGITS: own[LOGITS]}, layers, lambda: {LOGITS: MOST_ROUNDING})
+    def rounding() -> dict[str, float]:
+        # Without the source, nothing tells how much of its logits a network loses to rounding.
+        return {LOGITS: MOST_ROUNDING, **rounding_of_gradients(model, layers, probe, own)}
+
+    return compare(probe, rules, outputs, own, {LOGITS: own[LOGITS]}, layers, rounding)
+
+
+def rounding_of_gradients(
+    model: ir.Model, layers: Sequence[Layer], probe: Probe, exact: Mapping[str, Array]
+) -> dict[str, float]:
+    """Return how far the gradients by reference are, in the graph's own precision, from those in float64."""
+    rounded = reference_outputs(model, layers, probe, in_float64=False)
+    names = (layer.gradients for layer in layers)
+    return {name: relative_error(rounded[name], exact[name]) for name in names}
 
 
 def differentiated_layers(model: ir.Model, manifest: Manifest) -> list[Layer]:
@@ -188,7 +203,7 @@ def compare(
     expected
         The source's logits, and where it has them its activations and gradients.
     rounding
-        Asked, where logits or activations differ by much, how far rounding moves the expected ones.
+        Asked, where an error is larger than usual, how far rounding moves what is expected, by name.
 
     Raises
     ------
@@ -196,57 +211,74 @@ def compare(
         An error is outside its tolerance.
     """
     _check_selection(probe, outputs)
-    by_autograd = [layer.gradients for layer in layers if layer.gradients in expected]
     forward = [LOGITS, *(layer.activations for layer in layers if layer.activations in expected)]
+    gradients = [layer.gradients for layer in layers]
+    references = {name: expected[name] for name in forward} | {name: own[name] for name in gradients}
+    errors = {name: relative_error(outputs[name], reference) for name, reference in references.items()}
+    autograd = [_median_image(outputs[name], expected[name]) for name in gradients if name in expected]
     measured = Verification(
         inputs=len(outputs[LOGITS]),
         rules=rules,
-        logits=relative_error(outputs[LOGITS], expected[LOGITS]),
-        gradients=max(relative_error(outputs[layer.gradients], own[layer.gradients]) for layer in layers),
-        autograd=max((_median_image(outputs[name], expected[name]) for name in by_autograd), default=None),
+        logits=errors[LOGITS],
+        gradients=max(errors[name] for name in gradients),
+        autograd=max(autograd, default=None),
     )
-    errors = {name: relative_error(outputs[name], expected[name]) for name in forward}
-    allowed = dict.fromkeys(forward, LOGITS_TOLERANCE)
-    if max(errors.values()) > LOGITS_TOLERANCE:
-        for name, moved in rounding().items():
-            allowed[name] = min(max(LOGITS_TOLERANCE, AS_FAR * moved), MOST_ROUNDING)
-    kernel = "onnxruntime computes something else here; try another version, and please report the model"
-    for what, error, tolerance, advice in (
-        (
-            "the gradient rules differ from differences of the logits in float64",
-            measured.rules,
-            rule_check.TOLERANCE,
-            "a gradient rule is wrong, or the network jumps there; another layer may do, and please report "
-            "the model",
-        ),
-        *(
-            (
-                f"the {name} differ from those expected",
-                errors[name],
-                allowed[name],
-                "the network was traced as another one, or draws at random; see whether PyTorch's own "
-                "export of it computes the same",
-            )
-            for name in forward
-        ),
-        (
+    allowed = _allowed(errors, rounding, forward, gradients)
+    _hold(
+        "the gradient rules differ from differences of the logits in float64",
+        rules,
+        rule_check.TOLERANCE,
+        "a gradient rule is wrong, or the network jumps there; another layer may do, and please report the "
+        "model",
+    )
+    for name in forward:
+        _hold(
+            f"the {name} differ from those expected",
+            errors[name],
+            allowed[name],
+            "the network was traced as another one, or draws at random; see whether PyTorch's own export of "
+            "it computes the same",
+        )
+    for name in gradients:
+        _hold(
             "the gradients differ from those of the graph in float64",
-            measured.gradients,
-            GRADIENTS_TOLERANCE,
-            kernel,
-        ),
-        (
+            errors[name],
+            allowed[name],
+            "onnxruntime computes something else here; try another version, and please report the model",
+        )
+    for error in autograd:
+        _hold(
             "the gradients differ from PyTorch's",
-            measured.autograd or 0.0,
+            error,
             AUTOGRAD_TOLERANCE,
             "the model's own backward pass may be another; choose a layer after what defines it",
-        ),
-    ):
-        if not error <= tolerance:
-            raise VerificationError(
-                f"{what} by {error:.1e} (relative; at most {tolerance:.0e} is rounding): {advice}"
-            )
+        )
     return measured
+
+
+def _allowed(
+    errors: Mapping[str, float],
+    rounding: Callable[[], Mapping[str, float]],
+    forward: Sequence[str],
+    gradients: Sequence[str],
+) -> dict[str, float]:
+    """Return the tolerances by name: the usual ones, but where rounding moves a network by more."""
+    usual = dict.fromkeys(forward, LOGITS_TOLERANCE) | dict.fromkeys(gradients, GRADIENTS_TOLERANCE)
+    if all(error <= usual[name] for name, error in errors.items()):
+        return usual
+    moved = rounding()
+    return {
+        name: min(max(tolerance, AS_FAR * moved.get(name, 0.0)), MOST_ROUNDING)
+        for name, tolerance in usual.items()
+    }
+
+
+def _hold(what: str, error: float, tolerance: float, advice: str) -> None:
+    """Raise a VerificationError, unless an error is within its tolerance."""
+    if not error <= tolerance:
+        raise VerificationError(
+            f"{what} by {error:.1e} (relative; at most {tolerance:.0e} is rounding): {advice}"
+        )
 
 
 def _check_selection(probe: Probe, outputs: Arrays) -> None:

@@ -1,7 +1,8 @@
-"""Evaluate a graph in float64 with onnx's reference evaluator: the arithmetic that verification relies on.
+"""Evaluate a graph with onnx's reference evaluator: the arithmetic that verification relies on.
 
-In float32 a directional derivative of a deep network drowns in rounding; in float64 it is exact to eight
-digits and more, and every operator runs as the ONNX standard defines it, in plain numpy.
+Every operator runs as the ONNX standard defines it, in plain numpy. In float32 a directional derivative of a
+deep network drowns in rounding; in float64 it is exact to eight digits and more. What the graph says in its
+own precision tells in turn how far rounding alone moves it.
 """
 
 from __future__ import annotations
@@ -27,8 +28,8 @@ _NARROW = frozenset({TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT1
 _NARROW_NAMES = frozenset({"float32", "float16", "bfloat16"})
 
 
-class Float64Graph:
-    """A part of a graph, evaluated in float64.
+class ReferenceGraph:
+    """A part of a graph, evaluated in float64 or in its own precision.
 
     Parameters
     ----------
@@ -37,29 +38,43 @@ class Float64Graph:
     inputs, outputs
         Names of the values that the part starts and ends with.
     weights
-        Widened weights by name, kept between the parts of one model; those that are missing are added.
+        Weights by name, kept between the parts of one model; those that are missing are added.
+    in_float64
+        Widen what is narrower, the weights and what is fed among it; else all runs in its own precision.
     """
 
-    def __init__(self, model: ir.Model, inputs: list[str], outputs: list[str], weights: Arrays) -> None:
+    def __init__(
+        self,
+        model: ir.Model,
+        inputs: list[str],
+        outputs: list[str],
+        weights: Arrays,
+        *,
+        in_float64: bool = True,
+    ) -> None:
+        self._in_float64 = in_float64
         part = ir.convenience.extract(model.graph, inputs, outputs)
         self._outputs = outputs
         self._weights: Arrays = {}
-        # As inputs the weights are widened once, and not copied into a protobuf message and out of it again.
+        # As inputs the weights are taken once, and not copied into a protobuf message and out of it again.
         for name, value in list(part.initializers.items()):
             if name not in weights and value.const_value is not None:
-                weights[name] = _widened(value.const_value.numpy())
+                weights[name] = self._array(value.const_value.numpy())
             self._weights[name] = weights[name]
             del part.initializers[name]
             part.inputs.append(value)
         proto = ir.to_proto(ir.Model(part, ir_version=model.ir_version))
-        self._evaluator = ReferenceEvaluator(_widen(proto), new_ops=OPERATORS)
+        self._evaluator = ReferenceEvaluator(_widen(proto) if in_float64 else proto, new_ops=OPERATORS)
 
     def run(self, feeds: Mapping[str, Array]) -> Arrays:
-        """Evaluate the part; inputs of float32 and less are widened, and outputs come by name."""
-        wide = {name: _widened(array) for name, array in feeds.items()}
+        """Evaluate the part; outputs come by name."""
+        arrays = {name: self._array(array) for name, array in feeds.items()}
         with np.errstate(all="ignore"):
-            results = self._evaluator.run(None, {**self._weights, **wide})
+            results = self._evaluator.run(None, {**self._weights, **arrays})
         return dict(zip(self._outputs, results, strict=True))
+
+    def _array(self, array: Array) -> Array:
+        return _widened(array) if self._in_float64 else array
 
 
 def _widened(array: Array) -> Array:

@@ -7,7 +7,7 @@ import onnx_ir as ir
 import pytest
 
 from graphs import Array, in_float64, in_onnxruntime, parse
-from onnxplain_export.float64 import Arrays
+from onnxplain_export.reference_graph import Arrays
 
 RNG = np.random.default_rng(0)
 STEPS, BATCH, INPUT, SIZE = 5, 3, 4, 2
