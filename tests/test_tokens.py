@@ -56,6 +56,45 @@ class VisionTransformer(nn.Module):
         return self.head(pooled)
 
 
+class OwnAttention(nn.Module):
+    """Its weights, tokens by tokens, pass a module."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.dropout = nn.Dropout(0.1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        weights = self.dropout((x @ x.transpose(1, 2)).softmax(-1)[:, None])
+        return weights[:, 0] @ x
+
+
+class OwnBlock(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm, self.attn = nn.LayerNorm(12), OwnAttention()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x + self.attn(self.norm(x))
+
+
+class PatchByPatch(nn.Module):
+    """As TNT: the image is cut into patches by a reshape, and each goes through convolutions by itself."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.token = nn.Parameter(torch.randn(1, 1, 12))
+        self.inner = nn.Conv2d(3, 4, 3, padding=1)
+        self.proj = nn.Linear(4 * 64, 12)
+        self.blocks = nn.Sequential(OwnBlock(), OwnBlock())
+        self.head = nn.Linear(12, 5)
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        patches = nn.functional.unfold(image, 8, stride=8).transpose(1, 2).reshape(-1, 3, 8, 8)
+        patches = self.inner(patches).tanh().reshape(image.shape[0], -1, 4 * 64)
+        tokens = torch.cat([self.token.expand(image.shape[0], -1, -1), self.proj(patches)], dim=1)
+        return self.head(self.blocks(tokens)[:, 0])
+
+
 class ChannelsLast(nn.Module):
     """As Swin: the maps' channels come last, and a normalisation follows them."""
 
@@ -133,6 +172,19 @@ def test_equals_autograd(case, tmp_path):
         assert expected.abs().max() > 1e-4
         np.testing.assert_allclose(gradients[:, place], expected, atol=1e-6)
     assert verify(path).rules < 1e-7
+
+
+def test_maps_of_a_patch_and_of_attention_are_no_grid(tmp_path):
+    """On a square image they have its aspect."""
+    torch.manual_seed(5)
+    report = export(PatchByPatch(), torch.zeros(1, 3, 48, 48), tmp_path / "model.onnx")
+    (entry,) = report.manifest.layers
+    assert (entry.name, entry.height, entry.width, entry.tokens) == (
+        "blocks.1.norm",
+        6,
+        6,
+        {"layout": "BNC", "prefix": 1},
+    )
 
 
 def test_folding_and_back():

@@ -119,6 +119,27 @@ def test_logits_that_rounding_moves(tmp_path: Path) -> None:
     assert verify(path).rules < 1e-6
 
 
+class Amplifying(nn.Module):
+    """What is before the layer makes much of rounding, in PyTorch as in the file."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(3, 8, 7)
+        self.maps = nn.Conv2d(8, 8, 3)
+        self.head = nn.Linear(8, 5)
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        return self.head(self.maps((self.first(image) * 2e5).sin()).tanh().mean((2, 3)))
+
+
+def test_activations_that_rounding_moves(tmp_path: Path) -> None:
+    torch.manual_seed(1)
+    path = tmp_path / "explainer.onnx"
+    report = export(Amplifying(), torch.zeros(1, 3, 16, 16), path, layer="maps")
+    assert report.verification.logits > 1e-3
+    assert verify(path).rules < 1e-6
+
+
 class Saturating(Cancelling):
     """Behind the layer, too: the slopes follow from numbers that have lost their last digits."""
 

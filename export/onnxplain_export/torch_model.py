@@ -227,13 +227,18 @@ def _described(
     model: nn.Module, outputs: Sequence[_Output], reached: Set[Node], image_size: tuple[int, int]
 ) -> list[ModuleCall]:
     """Return the calls of a model's modules, given what they put out for two images."""
-    sizes = [(output.shape[2], output.shape[3]) for output in outputs if len(output.shape) == 4]
-    grids = token_grids(sizes, image_size)
-    attention = [
+    attention = tuple(
         f"{name}."
         for name, module in model.named_modules()
         if re.search("attention|attn", f"{type(module).__name__} {name.split('.')[-1]}", re.IGNORECASE)
+    )
+    # Attention has maps of tokens by tokens; and what has another batch are maps of a part of the image.
+    sizes = [
+        (output.shape[2], output.shape[3])
+        for output in outputs
+        if len(output.shape) == 4 and output.shape[0] == 2 and not f"{output.name}.".startswith(attention)
     ]
+    grids = token_grids(sizes, image_size)
     calls = []
     for output in outputs:
         is_map = output.is_float and output.shape[:1] == (2,)
@@ -246,7 +251,7 @@ def _described(
                 maps,
                 output.node in reached,
                 output.same_as_input,
-                in_attention=f"{output.name}.".startswith(tuple(attention)),
+                in_attention=f"{output.name}.".startswith(attention),
                 has_image_aspect=maps is not None and has_aspect(maps.size, image_size),
                 is_final_norm="." not in output.name and "norm" in output.kind.lower(),
             )
