@@ -17,10 +17,14 @@ from onnxplain_export.quantised_numbers import along, dequantised
 
 Array = npt.NDArray[Any]
 
-_erf = np.vectorize(math.erf, otypes=[np.float64])
 # Its code has no types.
 _MaxPool: Any = op_max_pool.MaxPool
 _Resize: Any = op_resize.Resize
+
+
+def _erf(x: Array) -> Array:
+    """Numpy has none."""
+    return np.fromiter(map(math.erf, x.ravel().tolist()), np.float64, x.size).reshape(x.shape)
 
 
 class GatherElements(OpRun):
