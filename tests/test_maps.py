@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
+from pytorch_grad_cam import GradCAMPlusPlus, HiResCAM, LayerCAM, XGradCAM
 
 from onnxplain import cam, gradcam
 from onnxplain.maps import METHODS
@@ -47,6 +50,54 @@ def test_gradcam_is_its_equation():
             np.testing.assert_allclose(maps[b, c], np.maximum(expected, 0), atol=1e-6)
 
 
+ACTIVATIONS_BY_HAND = np.array([[[1, 2], [3, 4]], [[0, 1], [0, 0]]], np.float32)
+GRADIENTS_BY_HAND = np.array([[[1, 0], [0, -1]], [[2, 0], [0, -4]]], np.float32)
+
+
+@pytest.mark.parametrize(
+    ("method", "expected"),
+    [
+        # weights: 1 / (2 + 1 * 10) and 2 / (2 + 2 * 1)
+        ("gradcam++", [[1 / 12, 2 / 12 + 1 / 2], [3 / 12, 4 / 12]]),
+        # weights: (1 * 1 - 4 * 1) / 10 and (0 * 2 - 0 * 4) / 1
+        ("xgradcam", [[-0.3, -0.6], [-0.9, -1.2]]),
+        ("hirescam", [[1, 0], [0, -4]]),
+        ("layercam", [[1, 0], [0, 0]]),
+    ],
+)
+def test_others_by_hand(method, expected):
+    found = METHODS[method].maps(ACTIVATIONS_BY_HAND, GRADIENTS_BY_HAND)
+    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("method", ["gradcam++", "xgradcam"])
+def test_what_is_divided_by_zero_is_zero(method):
+    """The first channel sums up to 0, and its 2 + g * sum is 2; the second's is 2 - 1 * 2."""
+    activations = np.array([[[1, -1]], [[-1, -1]]], np.float32)
+    gradients = np.array([[[1, 1]], [[1, 1]]], np.float32)
+    expected = {"gradcam++": [[1, 0]], "xgradcam": [[-1, -1]]}[method]
+    with np.errstate(all="raise"):
+        assert METHODS[method].maps(activations, gradients).tolist() == expected
+
+
+@pytest.mark.parametrize(
+    ("method", "theirs"),
+    [("gradcam++", GradCAMPlusPlus), ("xgradcam", XGradCAM), ("hirescam", HiResCAM), ("layercam", LayerCAM)],
+)
+def test_others_are_those_of_the_grad_cam_package(method, theirs):
+    """Theirs have a ReLU behind all, and an epsilon, beside which these gradients are large."""
+    activations, gradients = random_arrays()
+    activations, gradients = np.abs(activations), gradients + np.sign(gradients)
+    their = object.__new__(theirs)
+    their.activations_and_grads = SimpleNamespace(release=lambda: None)
+    maps = METHODS[method].maps(activations, gradients)
+    for index in range(CLASSES):
+        expected = their.get_cam_image(None, None, None, activations, gradients[:, index], False)
+        np.testing.assert_allclose(
+            np.maximum(maps[:, index], 0), np.maximum(expected, 0), rtol=0, atol=1e-5 * np.abs(expected).max()
+        )
+
+
 @pytest.mark.parametrize("method", METHODS)
 def test_axes_that_are_left_out_give_the_same_maps(method):
     activations, gradients = random_arrays()
@@ -69,6 +120,9 @@ def test_no_classes_give_no_maps(method):
 )
 def test_precision(method, given, returned):
     activations, gradients = random_arrays(given)
+    activations = np.abs(
+        activations
+    )  # as behind a ReLU: sums of theirs, which some methods divide by, aren't small
     maps = METHODS[method].maps(activations, gradients)
     assert maps.dtype == returned
     exact = METHODS[method].maps(activations.astype(np.float64), gradients.astype(np.float64))

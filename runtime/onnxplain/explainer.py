@@ -13,7 +13,7 @@ from onnxplain.errors import MethodError, ModelError, TargetError
 from onnxplain.explanation import Explanation
 from onnxplain.images import Image, read_image
 from onnxplain.manifest import Activation, Layer, Manifest
-from onnxplain.maps import METHODS
+from onnxplain.maps import METHODS, check_method
 from onnxplain.preprocessing import preprocess
 from onnxplain.session import (
     Device,
@@ -102,7 +102,8 @@ class Explainer:
             A class index, a label, a negative rank (-1 is the highest logit), or None for the predicted
             class.
         method
-            ``"gradcam"``, or ``"cam"`` where the network ends in global average pooling and a linear layer.
+            A key of `onnxplain.maps.METHODS`: ``"gradcam"``, ``"gradcam++"``, ``"xgradcam"``, ``"hirescam"``,
+            ``"layercam"``, or ``"cam"`` where the network ends in global average pooling and a linear layer.
         layer
             One of the file's target layers; None takes all of them together.
 
@@ -204,7 +205,7 @@ class Explainer:
     ) -> list[list[Explanation]]:
         """Explain as many classes of each picture: for each picture, a list of one explanation a class."""
         layers = self._layers(layer)
-        _check_method(method, layers)
+        check_method(method, {one.name: one.head for one in layers})
         labels = self.manifest.labels
         class_index = [[resolve_target(one, labels, self._num_classes) for one in row] for row in targets]
         if not class_index or not class_index[0]:
@@ -303,18 +304,6 @@ def _check_top(top: int, num_classes: int | None) -> None:
         raise TargetError(f"top must be at least 1, not {top}")
     if num_classes is not None and top > num_classes:
         raise TargetError(f"top must be at most {num_classes}, the number of classes, not {top}")
-
-
-def _check_method(method: str, layers: Sequence[Layer]) -> None:
-    if method not in METHODS:
-        raise MethodError(f"unknown method {method!r}; there are {', '.join(METHODS)}")
-    for layer in layers:
-        if METHODS[method].gap_linear and layer.head != "gap_linear":
-            raise MethodError(
-                f"{method} needs global average pooling and one linear layer after {layer.name!r}, and this "
-                "network has something else there; use gradcam, or retrain it with "
-                "onnxplain_export.with_cam_head"
-            )
 
 
 def _probabilities(logits: NDArray[np.float32], activation: Activation) -> NDArray[np.float64] | None:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from onnxplain.cli._methods import METHOD_NAMES
 from onnxplain.cli._pictures import Picture, find_pictures, overlay_name
 from onnxplain.cli._size import read_size
 from onnxplain.cli._text import printable, table
@@ -41,10 +42,10 @@ _CLEAR_LINE = "\r\x1b[K"
 )
 @click.option(
     "--method",
-    type=click.Choice(["gradcam", "cam"]),
+    type=click.Choice(METHOD_NAMES),
     default="gradcam",
     show_default=True,
-    help="Grad-CAM, or CAM where the network ends in one linear layer on averaged maps.",
+    help="How the map is made; cam where the network ends in one linear layer on averaged maps.",
 )
 @click.option(
     "-o",

@@ -1,0 +1,3 @@
+"""The methods' names, for help that answers without numpy."""
+
+METHOD_NAMES = ("cam", "gradcam", "gradcam++", "xgradcam", "hirescam", "layercam")
