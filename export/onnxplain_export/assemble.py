@@ -21,12 +21,15 @@ from onnxplain_export.graph import (
     static_dims,
     upstream,
 )
+from onnxplain_export.heatmap import heatmap, sides_of
+from onnxplain_export.maps import METHODS
 from onnxplain_export.rules.guided import GUIDED_RULES
 from onnxplain_export.rules.registry import Op, constant_like
 from onnxplain_export.selector import select_classes
 
 INPUT, CLASS_INDEX, LOGITS, EXPLAINED = "image", "class_index", "logits", "explained_class"
 IMAGE_GRADIENTS, GUIDED_IMAGE_GRADIENTS = "image_gradients", "guided_image_gradients"
+CAM, HEATMAP = "cam", "heatmap"
 
 
 # The image's own layout, whatever its size.
@@ -55,12 +58,21 @@ class TracedModel:
 
 def output_names(layers: Sequence[str]) -> list[tuple[str, str]]:
     """Return the names of each layer's activations and gradients, suffixed where there are several."""
-    if len(layers) == 1:
-        return [("activations", "gradients")]
-    return [(f"activations.{layer}", f"gradients.{layer}") for layer in layers]
+    return [(_named("activations", layer, layers), _named("gradients", layer, layers)) for layer in layers]
 
 
-def assemble(traced: TracedModel, *, input_gradient: bool = False, guided: bool = False) -> None:
+def cam_names(layers: Sequence[str]) -> list[str]:
+    """Return the names of each layer's maps, suffixed where there are several."""
+    return [_named(CAM, layer, layers) for layer in layers]
+
+
+def _named(kind: str, layer: str, layers: Sequence[str]) -> str:
+    return kind if len(layers) == 1 else f"{kind}.{layer}"
+
+
+def assemble(
+    traced: TracedModel, *, input_gradient: bool = False, guided: bool = False, method: str | None = None
+) -> None:
     """Add the explainer's inputs and outputs to a traced classifier, in place.
 
     Parameters
@@ -69,6 +81,8 @@ def assemble(traced: TracedModel, *, input_gradient: bool = False, guided: bool 
         The classifier.
     input_gradient, guided
         Add the gradients of the image, by the rules as they are and by those of guided backpropagation.
+    method
+        Add the maps and heatmaps of a method.
 
     Raises
     ------
@@ -108,12 +122,15 @@ def assemble(traced: TracedModel, *, input_gradient: bool = False, guided: bool 
     names = _OutputNames(graph, op)
     names.give(logits, LOGITS, ["batch", logits.shape[1] if logits.shape else None])
 
-    def give_gradient(name: str, gradient: ir.Value, maps: FeatureMap, shape: Sequence[object]) -> None:
+    def give_gradient(name: str, gradient: ir.Value, maps: FeatureMap, shape: Sequence[object]) -> ir.Value:
         # Inside, the classes are the outermost axis; outside, the batch is.
         outermost_batch = op.Transpose(gradient, perm=[1, 0, *range(2, 1 + maps.rank)])
         outermost_batch = maps.emit_fold(op, outermost_batch, 2, _grid_size(op, traced, maps))
-        names.give(op.Add(outermost_batch, nothing), name, ["batch", "classes", *shape])
+        given = op.Add(outermost_batch, nothing)
+        names.give(given, name, ["batch", "classes", *shape])
+        return outermost_batch
 
+    cams = []
     for (activations_name, gradients_name), (name, target), gradient in zip(
         output_names(list(targets)), targets.items(), gradients[: len(targets)], strict=True
     ):
@@ -124,14 +141,31 @@ def assemble(traced: TracedModel, *, input_gradient: bool = False, guided: bool 
         shape = [maps.channels, *sides]
         activations = maps.emit_fold(op, target, 1, _grid_size(op, traced, maps))
         names.give(activations, activations_name, ["batch", *shape])
-        give_gradient(gradients_name, gradient, maps, shape)
+        folded = give_gradient(gradients_name, gradient, maps, shape)
+        if method is not None:
+            cams.append(METHODS[method](op, activations, folded))
+            cams[-1].shape = ir.Shape(["batch", "classes", *sides])
     for name, gradient in image_gradients.items():
         assert traced.image.shape is not None
         give_gradient(name, gradient, AS_IT_IS, list(traced.image.shape[1:]))
+    if cams:
+        _give_maps(op, names, traced, cams, op.Squeeze(nothing, [4]))
     names.give(classes.explained, EXPLAINED, ["batch", "classes"])
     traced.image.name = INPUT
     _merge_equal(traced.model, own_nodes)
     _clean(traced.model)
+
+
+def _give_maps(
+    op: Op, names: _OutputNames, traced: TracedModel, cams: Sequence[ir.Value], nothing: ir.Value
+) -> None:
+    """Make outputs of each layer's maps, and of the heatmap that they make together."""
+    assert traced.image.shape is not None
+    heat = heatmap(op, cams, *sides_of(op, traced.image))
+    for name, cam in zip(cam_names(list(traced.targets)), cams, strict=True):
+        assert cam.shape is not None
+        names.give(op.Add(cam, nothing), name, list(cam.shape))
+    names.give(op.Add(heat, nothing), HEATMAP, ["batch", "classes", *traced.image.shape[2:]])
 
 
 def _grid_size(op: Op, traced: TracedModel, maps: FeatureMap) -> ir.Value | None:

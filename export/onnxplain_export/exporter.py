@@ -16,6 +16,7 @@ import onnxplain
 from onnxplain.errors import LayerError, ModelError, SourceError, VerificationError
 from onnxplain.extras import require
 from onnxplain.manifest import Activation, Head, Layer, Manifest, Preprocessing
+from onnxplain.maps import check_method
 from onnxplain_export.assemble import LOGITS, TracedModel, assemble, output_names, set_manifest
 from onnxplain_export.files import check_destination, moved_into_place, save, size_of
 from onnxplain_export.front_end import FrontEnd
@@ -30,6 +31,7 @@ from onnxplain_export.running import reference_outputs, run_file
 from onnxplain_export.verification import (
     MOST_ROUNDING,
     Verification,
+    check_heatmap,
     compare,
     differentiated_layers,
     relative_error,
@@ -77,6 +79,7 @@ def export(
     input_gradient: bool = False,
     guided: bool = False,
     dynamic_size: bool = False,
+    heatmap: str | None = None,
     progress: Callable[[str], None] = lambda step: None,
 ) -> ExportReport:
     """Write an explainer: logits, activations and class gradients in one `.onnx` file.
@@ -118,6 +121,9 @@ def export(
         other gradients stay as they are.
     dynamic_size
         The file takes images of any height and width that the network takes, not of the example's alone.
+    heatmap
+        A method, of `onnxplain.maps.METHODS`: add the outputs ``cam``, its maps [batch, classes, h, w], and
+        ``heatmap``, float32 [batch, classes, height, width] in [0, 1], for programs that don't compute them.
     progress
         Called with a few words as each step begins.
 
@@ -134,6 +140,8 @@ def export(
         The layer doesn't exist, has no spatial extent, runs more than once, or doesn't reach the logits.
     UnsupportedOperatorError
         An operator between layer and logits has no gradient rule.
+    MethodError
+        There is no such method for the heatmap, or it isn't defined for the layer.
     VerificationError
         The explainer's logits or gradients are wrong by more than rounding; no file is left.
     """
@@ -156,7 +164,9 @@ def export(
     nodes_before = sum(1 for _ in traced.model.graph)
     progress(f"differentiating back to {', '.join(names)}")
     layers = _describe(traced, names)
-    assemble(traced, input_gradient=input_gradient, guided=guided)
+    if heatmap is not None:
+        check_method(heatmap, {layer.name: layer.head for layer in layers})
+    assemble(traced, input_gradient=input_gradient, guided=guided, method=heatmap)
     # Without the build's own suffix, as in 2.13.0+cpu.
     producers = {package: version(package).partition("+")[0] for package in front.packages}
     manifest = Manifest(
@@ -170,12 +180,14 @@ def export(
             "name": source_name or front.name,
             "sha256": front.digest(),
         },
+        heatmap=heatmap,
     )
     probe = Probe.draw(preprocessing, num_classes, any_size=dynamic_size)
     checked = differentiated_layers(traced.model, manifest)
     with moved_into_place(destination) as draft:
         save(traced.model, draft)
         outputs = _run(draft, traced, probe, checked)
+        check_heatmap(draft, traced.model, probe, manifest)
         checked = sized_as(checked, probe, outputs)
         progress("verifying the gradient rules in float64")
         rules = check_rules(traced.model, checked, probe)

@@ -26,10 +26,12 @@ from onnxplain_export.probe import Probe
 from onnxplain_export.reference_graph import Arrays, ReferenceGraph
 
 
-def run_file(path: Path, model: ir.Model, probe: Probe, layers: Sequence[Layer]) -> Arrays:
+def run_file(
+    path: Path, model: ir.Model, probe: Probe, layers: Sequence[Layer], others: Sequence[str] = ()
+) -> Arrays:
     """Run the file that a model was written to on a probe, in float32 with onnxruntime's CPU provider."""
     tensors = [name for layer in layers for name in (layer.activations, layer.gradients) if name != INPUT]
-    names = [LOGITS, EXPLAINED, *tensors]
+    names = [LOGITS, EXPLAINED, *tensors, *others]
     session = _session(path, model)
     results = session.run(names, {INPUT: probe.image, CLASS_INDEX: probe.class_index})
     return dict(zip(names, results, strict=True))

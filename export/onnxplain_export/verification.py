@@ -33,9 +33,11 @@ import numpy as np
 import onnx_ir as ir
 
 from onnxplain.errors import ModelError, VerificationError
+from onnxplain.heatmap import heatmap
 from onnxplain.manifest import METADATA_KEY, Layer, Manifest
+from onnxplain.maps import METHODS
 from onnxplain_export import rule_check
-from onnxplain_export.assemble import EXPLAINED, IMAGE_GRADIENTS, INPUT, LOGITS
+from onnxplain_export.assemble import EXPLAINED, HEATMAP, IMAGE_GRADIENTS, INPUT, LOGITS, cam_names
 from onnxplain_export.graph import static_dims
 from onnxplain_export.probe import Probe
 from onnxplain_export.reference_graph import Array, Arrays
@@ -44,6 +46,7 @@ from onnxplain_export.running import reference_outputs, run_file
 REFERENCE = "float64 directional derivatives"
 LOGITS_TOLERANCE = 1e-4
 GRADIENTS_TOLERANCE = 1e-4
+HEATMAP_TOLERANCE = 1e-4
 # Where rounding moves what is expected by more: so many times as far, as kernels round each in their own way,
 # but not further than this.
 AS_FAR = 10
@@ -111,6 +114,7 @@ def verify(path: str | os.PathLike[str]) -> Verification:
     try:
         layers = differentiated_layers(model, manifest)
         outputs = run_file(file, model, probe, layers)
+        check_heatmap(file, model, probe, manifest)
         layers = sized_as(layers, probe, outputs)
         rules = rule_check.check_rules(model, layers, probe)
         own = reference_outputs(model, layers, probe)
@@ -127,6 +131,46 @@ def verify(path: str | os.PathLike[str]) -> Verification:
         return {LOGITS: MOST_ROUNDING, **rounding_of_gradients(model, layers, probe, own)}
 
     return compare(probe, rules, outputs, own, {LOGITS: own[LOGITS]}, layers, rounding)
+
+
+def check_heatmap(path: Path, model: ir.Model, probe: Probe, manifest: Manifest) -> None:
+    """Check that a file's maps and heatmaps, where it has any, are the runtime's.
+
+    Raises
+    ------
+    VerificationError
+        They aren't.
+    """
+    if manifest.heatmap is None:
+        return
+    layers = manifest.layers
+    names = cam_names([layer.name for layer in layers])
+    outputs = run_file(path, model, probe, layers, [*names, HEATMAP])
+    # Methods that divide may lose more to rounding than others: as much, then, as numpy does.
+    rounded, exact = (_maps(manifest, outputs, dtype) for dtype in (np.float32, np.float64))
+    for name, lossy, precise in zip((*names, HEATMAP), rounded, exact, strict=True):
+        moved = relative_error(lossy, precise)
+        _hold(
+            f"the file's {name} isn't the runtime's",
+            relative_error(outputs[name], precise),
+            min(max(HEATMAP_TOLERANCE, AS_FAR * moved), MOST_ROUNDING),
+            "onnxruntime computes something else here; try another version, and please report the model",
+        )
+
+
+def _maps(manifest: Manifest, outputs: Arrays, dtype: type[np.floating[Any]]) -> list[Array]:
+    """Return the maps of each layer and the heatmaps, as the runtime makes them of a file's outputs."""
+    assert manifest.heatmap is not None
+    maps = [
+        METHODS[manifest.heatmap].maps(
+            outputs[layer.activations].astype(dtype), outputs[layer.gradients].astype(dtype)
+        )
+        for layer in manifest.layers
+    ]
+    heat = np.empty_like(outputs[HEATMAP])
+    for place in np.ndindex(heat.shape[:2]):
+        heat[place] = heatmap([map_[place] for map_ in maps], heat.shape[2:])
+    return [*maps, heat]
 
 
 def rounding_of_gradients(

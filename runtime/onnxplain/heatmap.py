@@ -44,6 +44,24 @@ def heatmap(
     return placed
 
 
+def interpolation(cells: int, start: float, extent: float, pixels: range) -> NDArray[np.float32]:
+    """Return the bilinear weights, float32 [pixels, cells], of a map's cells at the centres of some pixels.
+
+    Parameters
+    ----------
+    cells
+        How many the map has along a side.
+    start, extent
+        What the map covers of the picture's side.
+    pixels
+        Which of the picture's pixels.
+    """
+    centres = (np.array(pixels) + 0.5 - start) / extent * cells - 0.5
+    centres = np.clip(centres, 0, cells - 1)
+    weights: NDArray[np.float64] = np.maximum(1 - np.abs(centres[:, None] - np.arange(cells)), 0)
+    return weights.astype(np.float32)
+
+
 def _pixels_inside(start: float, extent: float, length: int) -> range:
     """Return the pixels of a picture's side whose centres lie in [start, start + extent)."""
     first = max(0, int(np.ceil(start - 0.5)))
@@ -53,17 +71,9 @@ def _pixels_inside(start: float, extent: float, length: int) -> range:
 
 def _resize(map_: NDArray[np.float32], view: View, rows: range, columns: range) -> NDArray[np.float32]:
     """Sample a map, stretched over the view, at pixel centres. One pass, wherever the view begins."""
-    y = _interpolation(map_.shape[0], view.top, view.height, rows)
-    x = _interpolation(map_.shape[1], view.left, view.width, columns)
+    y = interpolation(map_.shape[0], view.top, view.height, rows)
+    x = interpolation(map_.shape[1], view.left, view.width, columns)
     return np.asarray(y @ map_ @ x.T, np.float32)
-
-
-def _interpolation(cells: int, start: float, extent: float, pixels: range) -> NDArray[np.float32]:
-    """Return the bilinear weights [pixels, cells] of a map's cells at the centres of some pixels."""
-    centres = (np.array(pixels) + 0.5 - start) / extent * cells - 0.5
-    centres = np.clip(centres, 0, cells - 1)
-    weights: NDArray[np.float64] = np.maximum(1 - np.abs(centres[:, None] - np.arange(cells)), 0)
-    return weights.astype(np.float32)
 
 
 def _minmax(values: NDArray[np.floating[Any]]) -> NDArray[np.float32]:

@@ -170,6 +170,8 @@ class Manifest:
     producer: Mapping[str, str] = field(default_factory=dict)
     source: Mapping[str, str] = field(default_factory=dict)
     verification: Mapping[str, Any] = field(default_factory=dict)
+    heatmap: str | None = None
+    """The method of the outputs ``cam`` and ``heatmap``; None in a file without them."""
     schema: int = SCHEMA
 
     def __post_init__(self) -> None:
@@ -179,13 +181,16 @@ class Manifest:
         _require(len(names) == len(self.layers), "layers must have names that differ")
         if self.labels is not None:
             _require(all(isinstance(label, str) for label in self.labels), "labels must be strings")
+        _require(self.heatmap is None or isinstance(self.heatmap, str), "heatmap must be a method or null")
         for name in ("producer", "source", "verification"):
             _require(isinstance(getattr(self, name), Mapping), f"{name} must be an object")
 
     def to_json(self) -> str:
         """Return the manifest as JSON; the same manifest always gives the same text."""
         fields = asdict(self)
-        order = ("schema", "producer", "source", "input", "labels", "activation", "layers", "verification")
+        order = ["schema", "producer", "source", "input", "labels", "activation", "layers", "verification"]
+        if self.heatmap is not None:
+            order.append("heatmap")
         return json.dumps({key: fields[key] for key in order}, ensure_ascii=False, allow_nan=False)
 
     @classmethod
@@ -228,6 +233,7 @@ def _parse(fields: Any) -> Manifest:
         producer=fields.get("producer", {}),
         source=fields.get("source", {}),
         verification=fields.get("verification", {}),
+        heatmap=fields.get("heatmap"),
     )
 
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from onnxplain.cli._methods import METHOD_NAMES
 from onnxplain.cli._source import load, read_text, source_arguments
 from onnxplain.cli._text import facts, file_size, folding, printable
 from onnxplain.cli.verify import verification_facts
@@ -64,6 +65,11 @@ if TYPE_CHECKING:
     is_flag=True,
     help="Let the file take images of any height and width that the network takes.",
 )
+@click.option(
+    "--heatmap",
+    type=click.Choice(METHOD_NAMES),
+    help="Add the outputs cam and heatmap: a method's maps, and these as large as the image.",
+)
 def command(
     source: str,
     output: Path,
@@ -71,6 +77,7 @@ def command(
     input_gradient: bool,
     guided: bool,
     dynamic_size: bool,
+    heatmap: str | None,
     checkpoint: Path | None,
     labels_file: Path | None,
     activation: Activation | None,
@@ -104,6 +111,7 @@ def command(
         input_gradient=input_gradient,
         guided=guided,
         dynamic_size=dynamic_size,
+        heatmap=heatmap,
         progress=_step,
     )
     click.echo(facts(_summary(report)))

@@ -57,6 +57,7 @@ def _facts(model: Path, manifest: Manifest, session: InferenceSession) -> list[t
         ("classes", _classes(manifest.labels)),
         ("activation", manifest.activation),
         *(("layer", _layer(layer)) for layer in manifest.layers),
+        *([("heatmap", f"{manifest.heatmap}, in the file")] if manifest.heatmap else []),
         ("verified", _verification(manifest.verification)),
     ]
 
