@@ -7,7 +7,7 @@ own precision tells in turn how far rounding alone moves it.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from typing import Any
 
 import numpy as np
@@ -65,16 +65,37 @@ class ReferenceGraph:
             part.inputs.append(value)
         proto = ir.to_proto(ir.Model(part, ir_version=model.ir_version))
         self._evaluator = ReferenceEvaluator(_widen(proto) if in_float64 else proto, new_ops=OPERATORS)
+        self._read_last = _read_last(proto.graph, {*outputs, *self._weights})
 
     def run(self, feeds: Mapping[str, Array]) -> Arrays:
         """Evaluate the part; outputs come by name."""
-        arrays = {name: self._array(array) for name, array in feeds.items()}
+        values: dict[str, Any] = {"": None, **self._evaluator.rt_inits_, **self._weights}
+        values |= {name: self._array(array) for name, array in feeds.items()}
+        # The evaluator's own `run` keeps all that it computes: tens of gigabytes for a transformer.
         with np.errstate(all="ignore"):
-            results = self._evaluator.run(None, {**self._weights, **arrays})
-        return dict(zip(self._outputs, results, strict=True))
+            for node, read_last in zip(self._evaluator.rt_nodes_, self._read_last, strict=True):
+                context = {"context": values} if node.need_context() else {}
+                results = node.run(*(values[name] for name in node.input), **context)
+                values.update(zip(node.output, results, strict=False))
+                for name in read_last:
+                    values.pop(name, None)
+        return {name: values[name] for name in self._outputs}
 
     def _array(self, array: Array) -> Array:
         return _widened(array) if self._in_float64 else array
+
+
+def _read_last(graph: onnx.GraphProto, kept: Set[str]) -> list[list[str]]:
+    """Return for each node of a graph the values that no later one reads, but for those to be kept."""
+    # What is nested in a node reads values that its inputs don't tell.
+    nested = [part for part in graphs_of(graph) if part is not graph]
+    known = {"", *kept, *(output.name for part in nested for output in part.output)}
+    known.update(name for part in nested for node in part.node for name in node.input)
+    freed: list[list[str]] = []
+    for node in reversed(graph.node):
+        freed.append([name for name in dict.fromkeys([*node.input, *node.output]) if name not in known])
+        known.update(node.input, node.output)
+    return freed[::-1]
 
 
 def _widened(array: Array) -> Array:
