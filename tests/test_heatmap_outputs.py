@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import onnxruntime
 import pytest
 import torch
@@ -14,12 +15,14 @@ from numpy.typing import NDArray
 from torch import nn
 
 from onnxplain.cli import main
-from onnxplain.errors import MethodError, VerificationError
+from onnxplain.cli._methods import METHOD_NAMES
+from onnxplain.errors import MethodError, ModelError, VerificationError
 from onnxplain.heatmap import heatmap
 from onnxplain.manifest import Manifest
 from onnxplain.maps import METHODS
 from onnxplain_export import export, verify
 from onnxplain_export.maps import METHODS as EMITTED
+from test_tokens import VisionTransformer
 from test_verification import with_metadata
 
 EXAMPLE = torch.zeros(1, 3, 20, 28)
@@ -43,8 +46,9 @@ def outputs_of(path: Path, size: tuple[int, int], classes: NDArray[np.int64]) ->
     return dict(zip(names, session.run(names, {"image": image, "class_index": classes}), strict=True))
 
 
-def test_every_method_is_emitted() -> None:
+def test_every_method_is_emitted_and_on_the_command_line() -> None:
     assert list(EMITTED) == list(METHODS)
+    assert list(METHOD_NAMES) == list(METHODS)
 
 
 @pytest.mark.parametrize("any_size", [False, True], ids=["one size", "any size"])
@@ -67,11 +71,13 @@ def test_equal_to_the_runtime(method: str, any_size: bool, tmp_path: Path) -> No
     assert verify(path).rules < 1e-6
 
 
-def test_several_layers_have_maps_of_their_own(tmp_path: Path) -> None:
+@pytest.mark.parametrize("size", [(20, 28), (34, 22)], ids=["one size", "any size"])
+def test_several_layers_have_maps_of_their_own(size: tuple[int, int], tmp_path: Path) -> None:
     """And one heatmap, the mean of theirs."""
-    path = tmp_path / "model.onnx"
-    export(network(nn.Linear(8, 5)), EXAMPLE, path, layer=["first", "last"], heatmap="layercam")
-    found = outputs_of(path, (20, 28), CLASSES)
+    path, layers = tmp_path / "model.onnx", ["first", "last"]
+    any_size = size != EXAMPLE.shape[2:]
+    export(network(nn.Linear(8, 5)), EXAMPLE, path, layer=layers, heatmap="layercam", dynamic_size=any_size)
+    found = outputs_of(path, size, CLASSES)
     maps = [
         METHODS["layercam"].maps(found[f"activations.{layer}"], found[f"gradients.{layer}"])
         for layer in ("first", "last")
@@ -79,8 +85,42 @@ def test_several_layers_have_maps_of_their_own(tmp_path: Path) -> None:
     for layer, own in zip(("first", "last"), maps, strict=True):
         np.testing.assert_allclose(found[f"cam.{layer}"], own, rtol=0, atol=1e-6)
     for place in np.ndindex(CLASSES.shape):
-        expected = heatmap([own[place] for own in maps], (20, 28))
+        expected = heatmap([own[place] for own in maps], size)
         np.testing.assert_allclose(found["heatmap"][place], expected, rtol=0, atol=1e-5)
+
+
+def test_tokens(tmp_path: Path) -> None:
+    """Their maps are those of the grid."""
+    torch.manual_seed(5)
+    path = tmp_path / "model.onnx"
+    export(VisionTransformer(1, "token"), torch.zeros(1, 3, 24, 32), path, heatmap="layercam")
+    found = outputs_of(path, (24, 32), CLASSES)
+    maps = METHODS["layercam"].maps(found["activations"], found["gradients"])
+    assert maps.shape == (2, 3, 3, 4)
+    np.testing.assert_allclose(found["cam"], maps, rtol=0, atol=1e-6)
+    for place in np.ndindex(CLASSES.shape):
+        np.testing.assert_allclose(found["heatmap"][place], heatmap([maps[place]], (24, 32)), atol=1e-4)
+
+
+class NormalisedPlaces(nn.Module):
+    """As Swin's head: each place is normalised, so that there activations times gradients add up to 0."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.maps, self.norm, self.head = nn.Conv2d(3, 256, 3), nn.LayerNorm(256), nn.Linear(256, 5)
+        nn.init.zeros_(self.maps.bias)
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        return self.head(self.norm(self.maps(image * 30).permute(0, 2, 3, 1)).mean((1, 2)))
+
+
+@pytest.mark.parametrize("method", ["hirescam", "gradcam++"])
+def test_maps_that_are_rounding_alone(method: str, tmp_path: Path) -> None:
+    """And maps that divide by what is nearly 0: both are the methods' own, and no fault of the file."""
+    torch.manual_seed(0)
+    path = tmp_path / "model.onnx"
+    report = export(NormalisedPlaces(), EXAMPLE, path, layer="maps", heatmap=method)
+    assert report.manifest.heatmap == method
 
 
 def test_a_class_that_does_not_exist(tmp_path: Path) -> None:
@@ -112,12 +152,36 @@ def test_methods_that_can_not_be(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_verification_sees_another_map(tmp_path: Path) -> None:
+def changed(path: Path, name: str, operator: str) -> Path:
+    """Return a copy of a file whose output of that name passes an operator first."""
+    proto = onnx.load(path)
+    for node in proto.graph.node:
+        for index, output in enumerate(node.output):
+            if output == name:
+                node.output[index] = "before"
+    proto.graph.node.append(onnx.helper.make_node(operator, ["before"], [name]))
+    copy = path.with_name("changed.onnx")
+    onnx.save(proto, copy)
+    return copy
+
+
+@pytest.mark.parametrize(("name", "operator"), [("cam", "Neg"), ("heatmap", "Sqrt")])
+def test_verification_sees_another_map(name: str, operator: str, tmp_path: Path) -> None:
     path = tmp_path / "model.onnx"
     export(network(nn.Linear(8, 5)), EXAMPLE, path, layer="last", heatmap="gradcam")
-    changed = with_metadata(path, tmp_path / "changed.onnx", '"heatmap": "gradcam"', '"heatmap": "layercam"')
-    with pytest.raises(VerificationError, match="the file's cam isn't the runtime's"):
-        verify(changed)
+    with pytest.raises(VerificationError, match=f"the nodes of {name} don't compute the runtime's"):
+        verify(changed(path, name, operator))
+
+
+def test_manifests_that_say_something_else(tmp_path: Path) -> None:
+    path, copy, said = tmp_path / "model.onnx", tmp_path / "copy.onnx", '"heatmap": "gradcam"'
+    export(network(nn.Linear(8, 5)), EXAMPLE, path, layer="last", heatmap="gradcam")
+    with pytest.raises(VerificationError, match="the nodes of cam don't compute the runtime's"):
+        verify(with_metadata(path, copy, said, '"heatmap": "layercam"'))
+    with pytest.raises(MethodError, match="unknown method 'newcam'"):
+        verify(with_metadata(path, copy, said, '"heatmap": "newcam"'))
+    with pytest.raises(ModelError, match="doesn't have the heatmaps that its manifest says"):
+        verify(with_metadata(path, copy, said, '"heatmap": null'))
 
 
 def test_files_without_have_no_such_key(tmp_path: Path) -> None:

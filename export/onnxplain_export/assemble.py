@@ -126,9 +126,9 @@ def assemble(
         # Inside, the classes are the outermost axis; outside, the batch is.
         outermost_batch = op.Transpose(gradient, perm=[1, 0, *range(2, 1 + maps.rank)])
         outermost_batch = maps.emit_fold(op, outermost_batch, 2, _grid_size(op, traced, maps))
-        given = op.Add(outermost_batch, nothing)
+        given: ir.Value = op.Add(outermost_batch, nothing)
         names.give(given, name, ["batch", "classes", *shape])
-        return outermost_batch
+        return given
 
     cams = []
     for (activations_name, gradients_name), (name, target), gradient in zip(
@@ -141,9 +141,9 @@ def assemble(
         shape = [maps.channels, *sides]
         activations = maps.emit_fold(op, target, 1, _grid_size(op, traced, maps))
         names.give(activations, activations_name, ["batch", *shape])
-        folded = give_gradient(gradients_name, gradient, maps, shape)
+        given = give_gradient(gradients_name, gradient, maps, shape)
         if method is not None:
-            cams.append(METHODS[method](op, activations, folded))
+            cams.append(METHODS[method](op, activations, given))
             cams[-1].shape = ir.Shape(["batch", "classes", *sides])
     for name, gradient in image_gradients.items():
         assert traced.image.shape is not None

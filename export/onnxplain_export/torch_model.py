@@ -463,7 +463,7 @@ class _ForgottenError(Exception):
 
 def _remembered(tensor: torch.Tensor | None) -> torch.Tensor:
     if tensor is None:
-        raise _ForgottenError
+        raise _ForgottenError("what a backward pass needs wasn't kept")
     return tensor
 
 

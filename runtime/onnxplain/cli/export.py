@@ -136,7 +136,8 @@ def _summary(report: ExportReport) -> list[tuple[str, str]]:
             )
             for layer in report.manifest.layers
         ),
-        ("nodes", f"{report.nodes}, of which {report.nodes_added} pick the classes and compute gradients"),
+        *([("heatmap", f"{report.manifest.heatmap}, as cam and heatmap")] if report.manifest.heatmap else []),
+        ("nodes", f"{report.nodes}, of which {report.nodes_added} were added to explain"),
         *verification_facts(report.verification, "the source"),
     ]
 
