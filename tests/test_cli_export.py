@@ -62,6 +62,26 @@ def test_export_then_explain(folder: Path) -> None:
     assert (folder / "explanations" / "explanations.jsonl").is_file()
 
 
+def test_export_of_a_file_that_takes_pictures(folder: Path) -> None:
+    result = run("export", SOURCE, "-o", "small.onnx", "--size", "32", "--pixels", "--heatmap", "gradcam")
+    assert (result.exit_code, result.stderr) == (0, "")
+    assert "pictures of any size, brought to 32x32 in the file" in result.stdout
+    shown = run("inspect", "small.onnx").stdout
+    assert "uint8    [batch, height, width, 3]" in shown
+    assert "preprocessed in the file" in shown
+    write_picture(folder / "picture.png")
+    explained = run("explain", "small.onnx", "picture.png")
+    assert (explained.exit_code, explained.stderr) == (0, "")
+    verified = run("verify", "small.onnx")
+    assert (verified.exit_code, verified.stderr) == (0, "")
+
+
+def test_pixels_that_can_not_be(folder: Path) -> None:
+    result = run("export", SOURCE, "-o", "small.onnx", "--size", "32", "--pixels", "--dynamic-size")
+    assert_one_line_error(result, 1, "pixels and a dynamic size don't go together")
+    assert unchanged(folder)
+
+
 @pytest.mark.parametrize("text", ["a\nb c\nd\né\n", '["a", "b c", "d", "é"]'])
 def test_options(text: str, folder: Path) -> None:
     (folder / "labels").write_text(text, encoding="utf-8")

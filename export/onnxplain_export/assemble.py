@@ -11,7 +11,7 @@ import onnx_ir.passes.common as passes
 from onnxscript import GraphBuilder
 
 from onnxplain.errors import LayerError, SourceError
-from onnxplain.manifest import METADATA_KEY, Manifest
+from onnxplain.manifest import METADATA_KEY, Manifest, Preprocessing
 from onnxplain_export.differentiate import differentiate
 from onnxplain_export.feature_map import FeatureMap
 from onnxplain_export.graph import (
@@ -23,6 +23,7 @@ from onnxplain_export.graph import (
 )
 from onnxplain_export.heatmap import heatmap, sides_of
 from onnxplain_export.maps import METHODS
+from onnxplain_export.pixels import NORMALISED, Picture
 from onnxplain_export.rules.guided import GUIDED_RULES
 from onnxplain_export.rules.registry import Op, constant_like
 from onnxplain_export.selector import select_classes
@@ -71,7 +72,12 @@ def _named(kind: str, layer: str, layers: Sequence[str]) -> str:
 
 
 def assemble(
-    traced: TracedModel, *, input_gradient: bool = False, guided: bool = False, method: str | None = None
+    traced: TracedModel,
+    *,
+    input_gradient: bool = False,
+    guided: bool = False,
+    method: str | None = None,
+    pixels: Preprocessing | None = None,
 ) -> None:
     """Add the explainer's inputs and outputs to a traced classifier, in place.
 
@@ -83,6 +89,8 @@ def assemble(
         Add the gradients of the image, by the rules as they are and by those of guided backpropagation.
     method
         Add the maps and heatmaps of a method.
+    pixels
+        Take pictures of any size, and preprocess them so.
 
     Raises
     ------
@@ -148,24 +156,44 @@ def assemble(
     for name, gradient in image_gradients.items():
         assert traced.image.shape is not None
         give_gradient(name, gradient, AS_IT_IS, list(traced.image.shape[1:]))
+    picture = None if pixels is None else Picture.of(op, INPUT, pixels)
     if cams:
-        _give_maps(op, names, traced, cams, op.Squeeze(nothing, [4]))
+        _give_maps(op, names, traced, picture, cams, op.Squeeze(nothing, [4]))
     names.give(classes.explained, EXPLAINED, ["batch", "classes"])
-    traced.image.name = INPUT
+    if picture is None:
+        names.call(traced.image, INPUT)
+    else:
+        assert pixels is not None
+        normalised = picture.normalised(op, pixels)
+        normalised.type, normalised.shape = traced.image.type, traced.image.shape
+        names.call(normalised, NORMALISED)
+        traced.image.replace_all_uses_with(normalised)
+        names.call(picture.value, INPUT)
+        graph.inputs[0] = picture.value
     _merge_equal(traced.model, own_nodes)
     _clean(traced.model)
 
 
 def _give_maps(
-    op: Op, names: _OutputNames, traced: TracedModel, cams: Sequence[ir.Value], nothing: ir.Value
+    op: Op,
+    names: _OutputNames,
+    traced: TracedModel,
+    picture: Picture | None,
+    cams: Sequence[ir.Value],
+    nothing: ir.Value,
 ) -> None:
     """Make outputs of each layer's maps, and of the heatmap that they make together."""
-    assert traced.image.shape is not None
-    heat = heatmap(op, cams, *sides_of(op, traced.image))
+    if picture is None:
+        assert traced.image.shape is not None
+        size = list(traced.image.shape[2:])
+        heat = heatmap(op, cams, *sides_of(op, traced.image))
+    else:
+        size = list(ir.Shape(["height", "width"]))
+        heat = picture.placed(op, heatmap(op, cams, *picture.weights(op)))
     for name, cam in zip(cam_names(list(traced.targets)), cams, strict=True):
         assert cam.shape is not None
         names.give(op.Add(cam, nothing), name, list(cam.shape))
-    names.give(op.Add(heat, nothing), HEATMAP, ["batch", "classes", *traced.image.shape[2:]])
+    names.give(op.Add(heat, nothing), HEATMAP, ["batch", "classes", *size])
 
 
 def _grid_size(op: Op, traced: TracedModel, maps: FeatureMap) -> ir.Value | None:
@@ -195,12 +223,16 @@ class _OutputNames:
             kind = value.type
             value = self.op.Identity(value)
             value.type = kind
-        owner = self.taken.get(name)
-        if owner is not None and owner is not value:
-            owner.name = f"source.{name}"
-        value.name = name
+        self.call(value, name)
         value.shape = ir.Shape(shape)  # type: ignore[arg-type]
         self.graph.outputs.append(value)
+
+    def call(self, value: ir.Value, name: str) -> None:
+        """Give a value a name; another one that has it gets another."""
+        owner = self.taken.get(name)
+        if owner is not None and owner is not value and owner.name == name:
+            owner.name = f"source.{name}"
+        value.name = name
 
 
 def _values(graph: ir.Graph) -> list[ir.Value]:

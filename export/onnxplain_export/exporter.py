@@ -24,6 +24,8 @@ from onnxplain_export.graph import skip_identities
 from onnxplain_export.head import is_gap_linear
 from onnxplain_export.layers import LayerCandidate, automatic_layer
 from onnxplain_export.onnx_file import first_line
+from onnxplain_export.pixels import check_takes_pixels
+from onnxplain_export.pixels_check import check_pixels, explainer_inside
 from onnxplain_export.probe import Probe
 from onnxplain_export.reference_graph import Array, Arrays
 from onnxplain_export.rule_check import check_rules
@@ -84,6 +86,7 @@ def export(
     guided: bool = False,
     dynamic_size: bool = False,
     heatmap: str | None = None,
+    pixels: bool = False,
     progress: Callable[[str], None] = lambda step: None,
 ) -> ExportReport:
     """Write an explainer: logits, activations and class gradients in one `.onnx` file.
@@ -128,6 +131,9 @@ def export(
     heatmap
         A method, of `onnxplain.maps.METHODS`: add the outputs ``cam``, its maps [batch, classes, h, w], and
         ``heatmap``, float32 [batch, classes, height, width] in [0, 1], for programs that don't compute them.
+    pixels
+        The file takes pictures, ``image`` uint8 [batch, height, width, 3] RGB of any size, and preprocesses
+        them itself; ``heatmap`` is then as large as the picture, and lies where the crop lay.
     progress
         Called with a few words as each step begins.
 
@@ -159,6 +165,8 @@ def export(
     if heatmap is not None:
         check_method(heatmap, {})
     preprocessing = _checked_preprocessing(front, preprocessing)
+    if pixels:
+        check_takes_pixels(preprocessing, any_size=dynamic_size)
     progress("running the model")
     num_classes = front.num_classes
     if labels is not None and (isinstance(labels, str) or len(labels) != num_classes):
@@ -172,7 +180,13 @@ def export(
     layers = _describe(traced, names)
     if heatmap is not None:
         check_method(heatmap, {layer.name: layer.head for layer in layers})
-    assemble(traced, input_gradient=input_gradient, guided=guided, method=heatmap)
+    assemble(
+        traced,
+        input_gradient=input_gradient,
+        guided=guided,
+        method=heatmap,
+        pixels=preprocessing if pixels else None,
+    )
     # Without the build's own suffix, as in 2.13.0+cpu.
     producers = {package: version(package).partition("+")[0] for package in front.packages}
     manifest = Manifest(
@@ -187,29 +201,33 @@ def export(
             "sha256": front.digest(),
         },
         heatmap=heatmap,
+        pixels=pixels,
     )
     probe = Probe.draw(preprocessing, num_classes, any_size=dynamic_size)
-    checked = differentiated_layers(traced.model, manifest)
     with moved_into_place(destination) as draft:
         save(traced.model, draft)
-        outputs = _run(draft, traced, probe, checked, map_outputs(manifest))
-        checked = sized_as(checked, probe, outputs)
-        progress("verifying the gradient rules in float64")
-        rules = check_rules(traced.model, checked, probe)
-        progress(f"verifying the file against {front.reference}")
-        expected = front.expected(probe, outputs, checked)
-        if dynamic_size:
-            _check_other_size(probe, outputs[LOGITS], expected[LOGITS])
-        own = reference_outputs(traced.model, checked, probe)
+        with explainer_inside(draft, traced.model, manifest) as (file, inside):
+            checked = differentiated_layers(inside, manifest)
+            outputs = _run(file, inside, traced, probe, checked, map_outputs(manifest))
+            checked = sized_as(checked, probe, outputs)
+            progress("verifying the gradient rules in float64")
+            rules = check_rules(inside, checked, probe)
+            progress(f"verifying the file against {front.reference}")
+            expected = front.expected(probe, outputs, checked)
+            if dynamic_size:
+                _check_other_size(probe, outputs[LOGITS], expected[LOGITS])
+            own = reference_outputs(inside, checked, probe)
 
-        def rounding() -> dict[str, float]:
-            maps = [layer for layer in checked if layer.activations in expected]
-            own_rounding = rounding_of_outputs(traced.model, checked, probe, own)
-            # The logits are compared with the source's, not with the graph's own.
-            return {**own_rounding, LOGITS: 0.0, **front.rounding(probe, expected, maps)}
+            def rounding() -> dict[str, float]:
+                maps = [layer for layer in checked if layer.activations in expected]
+                own_rounding = rounding_of_outputs(inside, checked, probe, own)
+                # The logits are compared with the source's, not with the graph's own.
+                return {**own_rounding, LOGITS: 0.0, **front.rounding(probe, expected, maps)}
 
-        verification = compare(probe, rules, outputs, own, expected, checked, rounding)
-        check_heatmap(traced.model, probe, manifest, outputs)
+            verification = compare(probe, rules, outputs, own, expected, checked, rounding)
+            check_heatmap(inside, probe, manifest, outputs)
+            if pixels:
+                check_pixels(draft, traced.model, file, manifest)
         manifest = replace(manifest, verification=verification.summary())
         set_manifest(traced.model, manifest)
         save(traced.model, draft)
@@ -227,10 +245,15 @@ def export(
 
 
 def _run(
-    draft: Path, traced: TracedModel, probe: Probe, layers: Sequence[Layer], others: Sequence[str]
+    file: Path,
+    model: ir.Model,
+    traced: TracedModel,
+    probe: Probe,
+    layers: Sequence[Layer],
+    others: Sequence[str],
 ) -> Arrays:
     try:
-        return run_file(draft, traced.model, probe, layers, others)
+        return run_file(file, model, probe, layers, others)
     except Exception as error:  # onnxruntime's errors have no common base of their own
         if not traced.has_any_size:
             raise VerificationError(

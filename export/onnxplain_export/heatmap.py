@@ -47,18 +47,26 @@ def _side(op: Op, image: ir.Value, axis: int) -> Weights:
             constant = interpolation(cells, 0, length, range(length))
             return op.Constant(value=ir.tensor(constant))
         pixels = op.Squeeze(op.Shape(image, start=axis, end=axis + 1), [0])
-        return _interpolation(op, op.Squeeze(op.Shape(map_, start=axis, end=axis + 1), [0]), pixels)
+        shares = op.Div(op.Add(_as_float(op, op.Range(0, pixels, 1)), 0.5), _as_float(op, pixels))
+        return weights_at(op, shares, op.Shape(map_, start=axis, end=axis + 1))
 
     return weights
 
 
-def _interpolation(op: Op, cells: ir.Value, pixels: ir.Value) -> ir.Value:
-    """Emit `onnxplain.heatmap.interpolation` of a side whose lengths are known at run time."""
-    places = _as_float(op, op.Range(0, pixels, 1))
+def weights_at(op: Op, shares: ir.Value, cells: ir.Value) -> ir.Value:
+    """Emit the bilinear weights [pixels, cells] of a side, as `onnxplain.heatmap.interpolation` has them.
+
+    Parameters
+    ----------
+    shares
+        How far along the map the centre of each pixel lies: 0 where it begins, 1 where it ends.
+    cells
+        How many the map has, [1].
+    """
     count = _as_float(op, cells)
-    centres = op.Sub(op.Mul(op.Div(op.Add(places, 0.5), _as_float(op, pixels)), count), 0.5)
+    centres = op.Sub(op.Mul(shares, count), 0.5)
     centres = op.Min(op.Max(centres, 0.0), op.Sub(count, 1.0))
-    each = _as_float(op, op.Range(0, cells, 1))
+    each = _as_float(op, op.Range(0, op.Squeeze(cells, [0]), 1))
     return op.Relu(op.Sub(1.0, op.Abs(op.Sub(op.Unsqueeze(centres, [1]), each))))
 
 

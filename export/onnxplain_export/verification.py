@@ -47,6 +47,7 @@ from onnxplain_export.assemble import (
     cam_names,
 )
 from onnxplain_export.graph import static_dims
+from onnxplain_export.pixels_check import check_pixels, explainer_inside
 from onnxplain_export.probe import Probe
 from onnxplain_export.reference_graph import Array, Arrays, ReferenceGraph
 from onnxplain_export.running import reference_outputs, run_file
@@ -122,14 +123,13 @@ def verify(path: str | os.PathLike[str]) -> Verification:
     if (manifest.heatmap is None) == any(value.name == HEATMAP for value in model.graph.outputs):
         raise ModelError(f"{str(file)!r} doesn't have the heatmaps that its manifest says; export it again")
     image = next((value for value in model.graph.inputs if value.name == INPUT), None)
-    any_size = image is not None and None in static_dims(image)[2:]
+    any_size = image is not None and None in static_dims(image)[2:] and not manifest.pixels
     probe = Probe.draw(manifest.input, _num_classes(model, file), any_size=any_size)
     try:
-        layers = differentiated_layers(model, manifest)
-        outputs = run_file(file, model, probe, layers, map_outputs(manifest))
-        layers = sized_as(layers, probe, outputs)
-        rules = rule_check.check_rules(model, layers, probe)
-        own = reference_outputs(model, layers, probe)
+        with explainer_inside(file, model, manifest) as (inside_file, inside):
+            verification = _verify(inside_file, inside, manifest, probe)
+            if manifest.pixels:
+                check_pixels(file, model, inside_file, manifest)
     except VerificationError:
         raise
     except Exception as error:  # whatever a damaged or hostile file makes its readers raise
@@ -137,7 +137,15 @@ def verify(path: str | os.PathLike[str]) -> Verification:
         raise ModelError(
             f"{str(file)!r} doesn't run as its manifest says ({reason}); export it again"
         ) from error
+    return verification
 
+
+def _verify(file: Path, model: ir.Model, manifest: Manifest, probe: Probe) -> Verification:
+    layers = differentiated_layers(model, manifest)
+    outputs = run_file(file, model, probe, layers, map_outputs(manifest))
+    layers = sized_as(layers, probe, outputs)
+    rules = rule_check.check_rules(model, layers, probe)
+    own = reference_outputs(model, layers, probe)
     verification = compare(
         probe,
         rules,
@@ -152,10 +160,11 @@ def verify(path: str | os.PathLike[str]) -> Verification:
 
 
 def map_outputs(manifest: Manifest) -> list[str]:
-    """Return the names of a file's maps and heatmaps, where it has any."""
+    """Return the names of the maps and heatmaps, where there are any, of an explainer of images."""
     if manifest.heatmap is None:
         return []
-    return [*cam_names([layer.name for layer in manifest.layers]), HEATMAP]
+    cams = cam_names([layer.name for layer in manifest.layers])
+    return cams if manifest.pixels else [*cams, HEATMAP]
 
 
 def check_heatmap(model: ir.Model, probe: Probe, manifest: Manifest, outputs: Arrays) -> None:
@@ -202,6 +211,8 @@ def _maps(manifest: Manifest, outputs: Arrays, dtype: type[np.floating[Any]]) ->
         )
         for layer in manifest.layers
     ]
+    if HEATMAP not in outputs:
+        return maps
     heat = np.empty_like(outputs[HEATMAP])
     for place in np.ndindex(heat.shape[:2]):
         heat[place] = heatmap([map_[place] for map_ in maps], heat.shape[2:])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -14,7 +15,7 @@ from onnxplain.explanation import Explanation
 from onnxplain.images import Image, read_image
 from onnxplain.manifest import Activation, Layer, Manifest
 from onnxplain.maps import METHODS, check_method
-from onnxplain.preprocessing import preprocess
+from onnxplain.preprocessing import View, preprocess, view_of
 from onnxplain.session import (
     Device,
     Provider,
@@ -79,6 +80,11 @@ class Explainer:
         self._num_classes = num_classes(self._session)
         self._input = self.manifest.input
         if size is not None:
+            if self.manifest.pixels:
+                raise ModelError(
+                    "the model brings pictures to a size of its own; to choose one, export it again without "
+                    "--pixels and with --dynamic-size"
+                )
             height, width = (size, size) if isinstance(size, int) else size
             self._input = self._input.at_size(height, width)
             check_size(self._session, height, width)
@@ -211,8 +217,8 @@ class Explainer:
         if not class_index or not class_index[0]:
             return [[] for _ in images]
         pictures = [read_image(image) for image in images]
-        prepared = [preprocess(picture, self._input) for picture in pictures]
-        outputs = self._infer(np.stack([tensor for tensor, _ in prepared]), class_index, layers)
+        prepared = [self._prepare(picture) for picture in pictures]
+        outputs = self._infer_all([tensor for tensor, _ in prepared], class_index, layers)
         logits, explained = outputs["logits"], outputs["explained_class"]
         maps = [
             METHODS[method].maps(outputs[one.activations], outputs[one.gradients]).astype(np.float32)
@@ -237,8 +243,33 @@ class Explainer:
             for row, (picture, (_, view)) in enumerate(zip(pictures, prepared, strict=True))
         ]
 
+    def _prepare(self, picture: NDArray[np.uint8]) -> tuple[NDArray[Any], View]:
+        """Return what the model takes of a picture, and what the network sees of it."""
+        if self.manifest.pixels:
+            return picture, view_of(picture.shape[:2], self._input)
+        return preprocess(picture, self._input)
+
+    def _infer_all(
+        self,
+        images: Sequence[NDArray[Any]],
+        class_index: Sequence[Sequence[int]],
+        layers: Sequence[Layer],
+    ) -> dict[str, NDArray[Any]]:
+        """Run the network on images in order, each run of one size in a batch of its own."""
+        runs = [
+            [number for number, _ in run]
+            for _, run in itertools.groupby(enumerate(images), lambda numbered: numbered[1].shape)
+        ]
+        results = [
+            self._infer(np.stack([images[i] for i in run]), [class_index[i] for i in run], layers)
+            for run in runs
+        ]
+        if len(results) == 1:
+            return results[0]
+        return {name: np.concatenate([result[name] for result in results]) for name in results[0]}
+
     def _infer(
-        self, batch: NDArray[np.float32], class_index: Sequence[Sequence[int]], layers: Sequence[Layer]
+        self, batch: NDArray[Any], class_index: Sequence[Sequence[int]], layers: Sequence[Layer]
     ) -> dict[str, NDArray[Any]]:
         """Run the network; return its outputs by name, checked."""
         names = ["logits", "explained_class"]

@@ -64,8 +64,9 @@ def interpolation(cells: int, start: float, extent: float, pixels: range) -> NDA
 
 def _pixels_inside(start: float, extent: float, length: int) -> range:
     """Return the pixels of a picture's side whose centres lie in [start, start + extent)."""
-    first = max(0, int(np.ceil(start - 0.5)))
-    last = min(length, int(np.ceil(start + extent - 0.5)))
+    # A centre that lies on an edge is within rounding of it, on either side.
+    first = max(0, int(np.ceil(start - 0.5 - 1e-9)))
+    last = min(length, int(np.ceil(start + extent - 0.5 - 1e-9)))
     return range(first, max(first, last))
 
 

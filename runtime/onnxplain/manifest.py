@@ -172,6 +172,8 @@ class Manifest:
     verification: Mapping[str, Any] = field(default_factory=dict)
     heatmap: str | None = None
     """The method of the outputs ``cam`` and ``heatmap``; None in a file without them."""
+    pixels: bool = False
+    """Whether ``image`` is a picture, uint8 [batch, height, width, 3], that the file itself preprocesses."""
     schema: int = SCHEMA
 
     def __post_init__(self) -> None:
@@ -182,6 +184,8 @@ class Manifest:
         if self.labels is not None:
             _require(all(isinstance(label, str) for label in self.labels), "labels must be strings")
         _require(self.heatmap is None or isinstance(self.heatmap, str), "heatmap must be a method or null")
+        _require(isinstance(self.pixels, bool), "pixels must be true or false")
+        _require(not self.pixels or self.input.color != "L", "pixels are RGB, and input.color is L")
         for name in ("producer", "source", "verification"):
             _require(isinstance(getattr(self, name), Mapping), f"{name} must be an object")
 
@@ -191,6 +195,8 @@ class Manifest:
         order = ["schema", "producer", "source", "input", "labels", "activation", "layers", "verification"]
         if self.heatmap is not None:
             order.append("heatmap")
+        if self.pixels:
+            order.append("pixels")
         return json.dumps({key: fields[key] for key in order}, ensure_ascii=False, allow_nan=False)
 
     @classmethod
@@ -234,6 +240,7 @@ def _parse(fields: Any) -> Manifest:
         source=fields.get("source", {}),
         verification=fields.get("verification", {}),
         heatmap=fields.get("heatmap"),
+        pixels=fields.get("pixels", False),
     )
 
 

@@ -58,8 +58,15 @@ def preprocess(image: NDArray[np.uint8], spec: Preprocessing) -> tuple[NDArray[n
     tensor /= 255
     tensor -= np.array(spec.mean, np.float32)[:, None, None]
     tensor /= np.array(spec.std, np.float32)[:, None, None]
-    y, x = image.shape[0] / size[0], image.shape[1] / size[1]
-    return tensor, View(top * y, left * x, spec.height * y, spec.width * x)
+    return tensor, view_of(image.shape[:2], spec)
+
+
+def view_of(size: tuple[int, ...], spec: Preprocessing) -> View:
+    """Return the part that the network sees of pictures of a height and width."""
+    resized = _resized_size(size, spec)
+    y, x = size[0] / resized[0], size[1] / resized[1]
+    top, left = _crop_offset(resized[0], spec.height), _crop_offset(resized[1], spec.width)
+    return View(top * y, left * x, spec.height * y, spec.width * x)
 
 
 def _resized_size(size: tuple[int, ...], spec: Preprocessing) -> tuple[int, int]:

@@ -225,8 +225,11 @@ def _check_tensors(session: InferenceSession, manifest: Manifest) -> None:
     """Compare every tensor's name, type and shape with what the manifest promises."""
     spec = manifest.input
     classes = None if manifest.labels is None else len(manifest.labels)
+    image: _Promise = ("tensor(float)", (None, spec.channels, spec.height, spec.width))
+    if manifest.pixels:
+        image = ("tensor(uint8)", (None, None, None, 3))
     inputs: dict[str, _Promise] = {
-        "image": ("tensor(float)", (None, spec.channels, spec.height, spec.width)),
+        "image": image,
         "class_index": ("tensor(int64)", (None, None)),
     }
     outputs: dict[str, _Promise] = {

@@ -70,6 +70,11 @@ if TYPE_CHECKING:
     type=click.Choice(METHOD_NAMES),
     help="Add the outputs cam and heatmap: a method's maps, and these as large as the image.",
 )
+@click.option(
+    "--pixels",
+    is_flag=True,
+    help="Let the file take pictures as they are: 8-bit RGB of any size, preprocessed in the file.",
+)
 def command(
     source: str,
     output: Path,
@@ -78,6 +83,7 @@ def command(
     guided: bool,
     dynamic_size: bool,
     heatmap: str | None,
+    pixels: bool,
     checkpoint: Path | None,
     labels_file: Path | None,
     activation: Activation | None,
@@ -112,6 +118,7 @@ def command(
         guided=guided,
         dynamic_size=dynamic_size,
         heatmap=heatmap,
+        pixels=pixels,
         progress=_step,
     )
     click.echo(facts(_summary(report)))
@@ -123,11 +130,10 @@ def _step(words: str) -> None:
 
 
 def _summary(report: ExportReport) -> list[tuple[str, str]]:
-    spec = report.manifest.input
     picked = " (picked automatically)" if report.automatic else ""
     return [
         ("explainer", f"{report.path}, {file_size(report.size)}"),
-        ("input", f"{spec.channels}x{spec.height}x{spec.width}" + ", or another size" * report.any_size),
+        ("input", _input(report)),
         *(
             (
                 "layer",
@@ -140,6 +146,14 @@ def _summary(report: ExportReport) -> list[tuple[str, str]]:
         ("nodes", f"{report.nodes}, of which {report.nodes_added} were added to explain"),
         *verification_facts(report.verification, "the source"),
     ]
+
+
+def _input(report: ExportReport) -> str:
+    spec = report.manifest.input
+    size = f"{spec.height}x{spec.width}"
+    if report.manifest.pixels:
+        return f"pictures of any size, brought to {size} in the file"
+    return f"{spec.channels}x{size}" + ", or another size" * report.any_size
 
 
 def _read_labels(file: Path) -> list[str]:

@@ -48,7 +48,7 @@ def _facts(model: Path, manifest: Manifest, session: InferenceSession) -> list[t
         ("file", f"{model}, {file_size(model.stat().st_size)}"),
         ("source", f"{source.get('name', 'unknown')} ({source.get('kind', 'unknown')})"),
         ("made by", made_by or "unknown"),
-        ("picture", _picture(manifest.input)),
+        ("picture", _picture(manifest.input) + "; preprocessed in the file" * manifest.pixels),
         *(
             [("size", "any; that of the picture and the layers is the export's own")]
             if takes_any_size(session)
@@ -99,7 +99,8 @@ def _verification(verification: Mapping[str, Any]) -> str:
 
 def _dtype(onnx_type: str) -> str:
     """Return "float32" for onnxruntime's "tensor(float)"."""
-    return {"tensor(float)": "float32", "tensor(int64)": "int64"}.get(onnx_type, onnx_type)
+    names = {"tensor(float)": "float32", "tensor(int64)": "int64", "tensor(uint8)": "uint8"}
+    return names.get(onnx_type, onnx_type)
 
 
 def _shape(shape: Sequence[int | str | None]) -> str:
