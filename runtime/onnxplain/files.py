@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from uuid import uuid4
+
+from onnxplain.errors import OnnxplainError
 
 
 def write_atomically(path: str | os.PathLike[str], data: bytes) -> None:
@@ -23,3 +28,38 @@ def write_atomically(path: str | os.PathLike[str], data: bytes) -> None:
     except BaseException:
         aside.unlink(missing_ok=True)
         raise
+
+
+@contextmanager
+def folder_moved_into_place(destination: Path) -> Iterator[Path]:
+    """Give an empty folder aside, and move it to its destination, in place of a folder that is there.
+
+    If the block raises, all is as before.
+
+    Yields
+    ------
+    Path
+        Where to write the files.
+
+    Raises
+    ------
+    OnnxplainError
+        The folder that the destination is to stand in doesn't exist.
+    OSError
+        It can't be written to.
+    """
+    parent = destination.parent
+    if not parent.is_dir():
+        raise OnnxplainError(f"there is no folder {parent} to put {destination.name} in; make it")
+    with TemporaryDirectory(prefix=".onnxplain-", dir=parent) as aside:
+        draft, old = Path(aside) / "new", Path(aside) / "old"
+        draft.mkdir()
+        yield draft
+        if destination.exists():
+            destination.rename(old)
+        try:
+            draft.rename(destination)
+        except BaseException:
+            if old.exists():
+                old.rename(destination)
+            raise
