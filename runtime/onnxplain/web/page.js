@@ -15,19 +15,22 @@ let camera = null; // the camera's <video>, while it runs
 
 // The worker answers in the order in which it is asked.
 
-const worker = new Worker("worker.js", { type: "module" });
+let worker;
 const questions = [];
 
-worker.onmessage = ({ data: answer }) => {
-  if (answer.progress) return showProgress(answer.progress);
-  const { resolve, reject } = questions.shift();
-  if (answer.error) reject(new Error(answer.error));
-  else resolve(answer);
-};
-worker.onerror = () => {
-  const error = new Error("worker.js can't be loaded. Reload the page to try again.");
-  for (const { reject } of questions.splice(0)) reject(error);
-};
+function startWorker() {
+  worker = new Worker("worker.js", { type: "module" });
+  worker.onmessage = ({ data: answer }) => {
+    if (answer.progress) return showProgress(answer.progress);
+    const { resolve, reject } = questions.shift();
+    if (answer.error) reject(new Error(answer.error));
+    else resolve(answer);
+  };
+  worker.onerror = () => {
+    const error = new Error("worker.js can't be loaded: reload the page to try again.");
+    for (const { reject } of questions.splice(0)) reject(error);
+  };
+}
 
 function ask(question, transfer = []) {
   worker.postMessage(question, transfer);
@@ -46,6 +49,7 @@ async function load() {
   explainer = await response.json();
   $("model").textContent = document.title = explainer.name;
   showRamp();
+  startWorker();
   const { threads } = await ask({ load: explainer });
   tell("");
   addFact(`${explainer.method}, ${megabytes(explainer.bytes)}`);
@@ -81,9 +85,10 @@ async function explain(request) {
   wanted = { ...wanted, ...request };
   if (explaining) return;
   explaining = true;
-  const patience = setTimeout(() => explainer && tell("Explaining …"), 500);
+  let patience;
   try {
     await loaded;
+    patience = setTimeout(() => camera || tell("Explaining …"), 500);
     while (wanted) {
       const { pixels } = wanted;
       wanted = null;
