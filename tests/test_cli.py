@@ -16,7 +16,7 @@ from onnxplain import Explainer, __version__
 from onnxplain.cli import main
 from onnxplain.cli._text import file_size, printable, table
 
-COMMANDS = ("demo", "export", "layers", "inspect", "verify", "explain")
+COMMANDS = ("demo", "export", "layers", "inspect", "verify", "explain", "web")
 HEAVY = {"numpy", "cv2", "onnxruntime", "onnx", "onnx_ir", "onnxscript", "torch", "onnxplain_export"}
 
 
@@ -114,6 +114,7 @@ def test_version_in_a_process() -> None:
             ["export", "a:b", "-o", "x.onnx", "--size", "9", "--preprocessing", "f"],
             ["--size", "--preprocessing"],
         ),
+        (["web", "m.onnx"], ["--output", "`onnxplain web --help`"]),
         (["inspect", "a.onnx", "b.onnx"], ["b.onnx", "`onnxplain inspect --help`"]),
     ],
 )

@@ -48,6 +48,7 @@ def folder_moved_into_place(destination: Path) -> Iterator[Path]:
     OSError
         It can't be written to.
     """
+    destination = destination.resolve()
     parent = destination.parent
     if not parent.is_dir():
         raise OnnxplainError(f"there is no folder {parent} to put {destination.name} in; make it")

@@ -1,6 +1,6 @@
 """The browser's page: a folder with an explainer, onnxruntime-web, and the page around them.
 
-The page's own files are in `web/`. It runs the model in the browser: any web server that hands out files will do.
+The page's own files are in `web/`. The model runs in the browser: any server that hands out files will do.
 """
 
 from __future__ import annotations
@@ -38,7 +38,10 @@ _ALL_FILES = {*_PAGE_FILES, *_ORT_FILES.values(), _MODEL, _ABOUT, _SERVICE_WORKE
 
 
 def write_page(
-    model: Path, output: Path, ort_web: Path | None = None, progress: Callable[[str], None] = lambda step: None
+    model: Path,
+    output: Path,
+    ort_web: Path | None = None,
+    progress: Callable[[str], None] = lambda step: None,
 ) -> None:
     """Write a page that explains pictures with a model, in the browser.
 
@@ -63,12 +66,11 @@ def write_page(
         The folder can't be written to.
     """
     about = _about(model)
-    output = output.resolve()
     _check_free(output)
     with folder_moved_into_place(output) as folder, TemporaryDirectory() as fetched:
         if ort_web is None:
             progress(f"fetching {ORT_WEB} with npm")
-            ort_web = _fetch(Path(fetched))
+            ort_web = fetch_ort_web(Path(fetched))
         progress("writing the page")
         _copy_ort(ort_web, folder)
         for name in _PAGE_FILES:
@@ -101,8 +103,8 @@ def _about(model: Path) -> dict[str, Any]:
 def _colours() -> list[int]:
     """Return the colours of an overlay from heat 0 to heat 1: red, green and blue in turn."""
     levels = np.arange(256, dtype=np.uint8)[None]
-    colours: list[int] = cv2.applyColorMap(levels, cv2.COLORMAP_INFERNO)[0, :, ::-1].ravel().tolist()
-    return colours
+    bgr = cv2.applyColorMap(levels, cv2.COLORMAP_INFERNO)[0]
+    return [int(channel) for channel in bgr[:, ::-1].ravel()]
 
 
 def _check_free(output: Path) -> None:
@@ -139,37 +141,43 @@ def _copy_ort(package: Path, folder: Path) -> None:
     missing = [name for name in _ORT_FILES if not (dist / name).is_file()]
     if missing:
         raise OnnxplainError(
-            f"{dist} lacks {' and '.join(missing)}; --ort-web takes the folder of npm's {ORT_WEB}, or its dist"
+            f"{dist} lacks {' and '.join(missing)}; "
+            f"--ort-web takes the folder of npm's {ORT_WEB}, or its dist"
         )
     for name, destination in _ORT_FILES.items():
         (folder / destination).parent.mkdir(exist_ok=True)
         shutil.copyfile(dist / name, folder / destination)
 
 
-def _fetch(folder: Path) -> Path:
-    """Have npm fetch onnxruntime-web into a folder; return where its files are. None of its programs run."""
+def fetch_ort_web(folder: Path) -> Path:
+    """Have npm fetch onnxruntime-web into a folder, and return where its files are.
+
+    Raises
+    ------
+    OnnxplainError
+        There is no npm, or it has no network.
+    """
     other_way = (
         f"or run `npm pack {ORT_WEB}` on a machine that can, unpack it, and name the folder with --ort-web"
     )
     npm = shutil.which("npm")
     if npm is None:
         raise OnnxplainError(f"there is no npm to fetch {ORT_WEB} with; install it, {other_way}")
-    options = ["--ignore-scripts", "--fetch-retries=1", f"--pack-destination={folder}"]
+    options = ["--ignore-scripts", "--loglevel=error", "--fetch-retries=1", f"--pack-destination={folder}"]
     finished = subprocess.run(
-        [npm, "pack", ORT_WEB, *options], cwd=folder, capture_output=True, text=True, errors="replace", check=False
+        [npm, "pack", ORT_WEB, *options],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        errors="replace",
+        check=False,
     )
-    archives = list(folder.glob("*.tgz"))
-    if finished.returncode != 0 or not archives:
-        raise OnnxplainError(
-            f"npm can't fetch {ORT_WEB} ({_reason(finished.stderr)}); try again with a network, {other_way}"
-        )
-    with tarfile.open(archives[0]) as archive:
+    if finished.returncode != 0:
+        reason = (finished.stderr.strip() or "no reason given").splitlines()[0]
+        raise OnnxplainError(f"npm can't fetch {ORT_WEB} ({reason}); try again with a network, {other_way}")
+    with tarfile.open(next(folder.glob("*.tgz"))) as archive:
         for name in _ORT_FILES:
-            archive.extract(f"package/dist/{name}", folder, filter="data")
-    return folder / "package"
-
-
-def _reason(stderr: str) -> str:
-    """Return the line of npm's that says most: the first that is an error's words, not its code."""
-    errors = [line.removeprefix("npm error ") for line in stderr.splitlines() if line.startswith("npm error ")]
-    return next((line for line in errors if not line.startswith(("code ", "errno ", "syscall "))), "no reason given")
+            member = archive.extractfile(f"package/dist/{name}")
+            assert member is not None
+            (folder / name).write_bytes(member.read())
+    return folder
