@@ -1,4 +1,4 @@
-"""The page of `onnxplain web`, in headless Chromium: against Python's results, offline, by keyboard, on a phone.
+"""The page of `onnxplain web` in headless Chromium: against Python, offline, by keyboard, on a phone.
 
 Skipped where Chromium, its driver (the package playwright) or npm aren't there.
 """
@@ -33,7 +33,16 @@ from onnxplain_export import export
 from test_web import HOSTILE, LABELS, write_model
 
 REALWORLD = Path(__file__).resolve().parents[2] / "shared" / "realworld"
-FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking", "--disable-component-update", "--disable-sync", "--use-fake-device-for-media-stream"]
+FLAGS = [
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+    "--use-fake-device-for-media-stream",
+]
 SECONDS = 60
 
 LISTEN = """
@@ -46,7 +55,9 @@ number => {
   const { heatmap, logits, ...others } = explained[number];
   const bytes = new Uint8Array(heatmap.buffer);
   let text = "";
-  for (let at = 0; at < bytes.length; at += 8192) text += String.fromCharCode(...bytes.subarray(at, at + 8192));
+  for (let at = 0; at < bytes.length; at += 8192) {
+    text += String.fromCharCode(...bytes.subarray(at, at + 8192));
+  }
   return { ...others, heatmap: btoa(text), logits: [...logits] };
 }
 """
@@ -80,8 +91,8 @@ class Server(ThreadingHTTPServer):
 class Page:
     """A tab of the browser that shows the page."""
 
-    def __init__(self, tab: Any, url: str) -> None:
-        self.tab, self.url = tab, url
+    def __init__(self, tab: Any, url: str, server: Server | None = None) -> None:
+        self.tab, self.url, self.server = tab, url, server
         self.requests: list[str] = []
         self.problems: list[str] = []
         tab.set_default_timeout(1000 * SECONDS)
@@ -89,6 +100,10 @@ class Page:
         tab.context.on("request", lambda request: self.requests.append(request.url))
         tab.on("pageerror", lambda error: self.problems.append(str(error)))
         tab.goto(url)
+
+    def stop_server(self) -> None:
+        assert self.server is not None
+        self.server.stop()
 
     def text(self, selector: str) -> str:
         return str(self.tab.inner_text(selector))
@@ -126,7 +141,8 @@ class Page:
 
 
 @pytest.fixture(scope="module")
-def ort_web(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def ort_web(browser: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Fetched once, and only where there is a browser for it."""
     try:
         return fetch_ort_web(tmp_path_factory.mktemp("ort"))
     except OnnxplainError as error:
@@ -176,10 +192,8 @@ def visit(browser: Any) -> Iterator[Visit]:
         contexts.append(context)
         if script:
             context.add_init_script(script)
-        page = Page(context.new_page(), server.url)
-        page.server = server  # type: ignore[attr-defined]
-        pages.append(page)
-        return page
+        pages.append(Page(context.new_page(), server.url, server))
+        return pages[-1]
 
     yield visit
     for context in contexts:
@@ -198,8 +212,10 @@ def picture(tmp_path: Path) -> Path:
     return path
 
 
-def assert_python_agrees(found: dict[str, Any], model: Path, picture: Path, index: int | None = None) -> None:
-    expected = Explainer(model).explain(picture, index)
+def assert_python_agrees(
+    found: dict[str, Any], model: Path, picture: Path, index: int | None = None, method: str = "gradcam"
+) -> None:
+    expected = Explainer(model).explain(picture, index, method=method)
     assert found["index"] == expected.index
     np.testing.assert_allclose(found["logits"][expected.index], expected.logit, atol=1e-3)
     np.testing.assert_allclose(found["heatmap"], expected.heatmap, rtol=0, atol=1e-3)
@@ -359,10 +375,8 @@ def test_the_camera(visit: Visit, folder: Path) -> None:
 
 
 def test_no_camera(visit: Visit, folder: Path) -> None:
-    page = visit(
-        folder,
-        script="navigator.mediaDevices.getUserMedia = async () => { throw new DOMException('', 'NotAllowedError') }",
-    )
+    refusing = "async () => { throw new DOMException('', 'NotAllowedError') }"
+    page = visit(folder, script=f"navigator.mediaDevices.getUserMedia = {refusing}")
     page.tab.get_by_role("button", name="Use the camera").click()
     assert page.error() == "This page may not use the camera: the browser's settings say so."
 
@@ -376,7 +390,7 @@ def test_no_camera_on_plain_http(visit: Visit, folder: Path) -> None:
 def test_offline_after_the_first_visit(visit: Visit, folder: Path, model: Path, picture: Path) -> None:
     page = visit(folder)
     page.wait_until_kept()
-    page.server.stop()
+    page.stop_server()
     page.tab.context.set_offline(True)
     page.tab.reload()
     page.open(picture)
@@ -406,15 +420,10 @@ def test_a_new_version_replaces_the_old(
     (new,) = caches(page)
     assert new != old
     assert not page.tab.is_visible("#update")
-    page.server.stop()
+    page.stop_server()
     page.tab.reload()
     page.open(picture)
-    assert_python_agrees_on_layercam(page.explained(1), other, picture)
-
-
-def assert_python_agrees_on_layercam(found: dict[str, Any], model: Path, picture: Path) -> None:
-    expected = Explainer(model).explain(picture, method="layercam")
-    np.testing.assert_allclose(found["heatmap"], expected.heatmap, rtol=0, atol=1e-3)
+    assert_python_agrees(page.explained(1), other, picture, method="layercam")
 
 
 def test_a_half_uploaded_version_is_not_kept(visit: Visit, folder: Path) -> None:
