@@ -1,7 +1,7 @@
 """Time explanations in the browser and in Python: `python benchmarks/browser.py MODEL.onnx PICTURE`.
 
-MODEL is exported with --heatmap and --pixels. Timed is all but the decoding: what the page says that an
-explanation took in headless Chromium, and the same in Python, one after the other. Needs npm, Chromium, and playwright.
+MODEL is exported with --heatmap and --pixels. Timed is all but the decoding: in headless Chromium, as the
+page itself says it, and in Python. Needs npm, Chromium, and playwright.
 """
 
 from __future__ import annotations
