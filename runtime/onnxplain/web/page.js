@@ -275,7 +275,7 @@ function score(logits, index) {
 
 function probability(logits, index) {
   if (explainer.activation === "sigmoid") return 1 / (1 + Math.exp(-logits[index]));
-  const largest = Math.max(...logits);
+  const largest = logits.reduce((one, other) => Math.max(one, other));
   return Math.exp(logits[index] - largest) / logits.reduce((sum, one) => sum + Math.exp(one - largest), 0);
 }
 
