@@ -16,7 +16,8 @@ onmessage = async ({ data: question }) => {
 
 async function load({ bytes, colours }) {
   ramp = colours;
-  const [file] = await Promise.all([fetchModel("explainer.onnx", bytes), importRuntime()]);
+  await importRuntime();
+  const file = await fetchModel("explainer.onnx", bytes);
   try {
     session = await ort.InferenceSession.create(file);
   } catch (error) {
