@@ -108,6 +108,7 @@ async function explain(request) {
 
 function choose(index) {
   target = index;
+  clearError();
   if (!camera) explain({}); // the camera's next frame comes at once
 }
 
@@ -118,6 +119,7 @@ let opened = 0;
 async function openFile(file) {
   const number = ++opened;
   stopCamera();
+  clearError();
   if (file.size > LARGEST_FILE) {
     return fail(`${file.name} is too large: it has ${megabytes(file.size)}, and this page takes 100 MB.`);
   }
@@ -138,12 +140,12 @@ async function openFile(file) {
   $("heat").width = 0;
   $("answers").ariaBusy = "true";
   reveal();
-  tell("");
   target = MOST_LIKELY;
   explain({ pixels });
 }
 
 async function startCamera() {
+  clearError();
   if (!navigator.mediaDevices) return fail("Browsers let pages on https or localhost alone use the camera.");
   $("camera").disabled = true;
   try {
@@ -161,7 +163,6 @@ async function startCamera() {
   }
   $("camera").textContent = "Stop the camera";
   $("status").ariaLive = "off"; // or screen readers read every frame's answer
-  tell("");
   target = MOST_LIKELY;
   explainFrame();
 }
@@ -198,12 +199,16 @@ function draw(canvas, picture, width, height) {
 
 function tell(words) {
   $("status").textContent = words;
-  $("error").textContent = "";
 }
 
+/** Say what went wrong; it stays until the reader does something else. */
 function fail(words) {
   $("status").textContent = "";
   $("error").textContent = words;
+}
+
+function clearError() {
+  $("error").textContent = "";
 }
 
 function showProgress(share) {

@@ -1,7 +1,7 @@
 // Runs the explainer, so that the page doesn't freeze.
 //
-// Asked {load: what explainer.json says}, it answers {threads}, after some {progress}. Asked {explain: class, pixels}, it answers
-// {index, logits, heatmap, colours}; without pixels, for the same picture again. Or it answers {error}.
+// Asked {load: what explainer.json says}, it answers {threads}, after some {progress}. Asked {explain: class, pixels},
+// it answers {index, logits, heatmap, colours}; without pixels, for the same picture again. Or it answers {error}.
 
 let ort, session, image, ramp;
 
