@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -84,9 +87,29 @@ def test_pictures_of_every_size(spec: Preprocessing, tmp_path: Path) -> None:
             tensor, view = preprocess(picture, spec)
             levels = 255 * np.array(spec.std)[:, None, None] * np.abs(activations - tensor)
             assert levels.max() < 1.001
-            assert levels.mean() < 0.05
+            assert levels.mean() < 0.1  # where the filter says a half, libraries round either way
             for cam, heat in zip(cams, heats, strict=True):
                 np.testing.assert_allclose(heat, heatmap([cam], size, view), rtol=0, atol=1e-4)
+
+
+LONG = """
+import resource, sys
+import numpy as np
+from onnxplain import Explainer
+explainer = Explainer(sys.argv[1])
+heatmaps = [explainer.explain(np.zeros((*size, 3), np.uint8)).heatmap for size in ((1, 30000), (30000, 1))]
+assert [heatmap.shape for heatmap in heatmaps] == [(1, 30000), (30000, 1)]
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+"""
+
+
+@pytest.mark.parametrize("name", ["usual", "bicubic", "nearest"])
+def test_long_pictures_take_little_memory(name: str, tmp_path: Path) -> None:
+    """A file of some hundred bytes may hold one; resized whole, it would have a million rows or columns."""
+    spec = dataclasses.replace(SPECS[name], height=112, width=112, resize=128)
+    path = write(tmp_path / "model.onnx", spec, network(nn.Linear(8, 5)), layer="last", heatmap="gradcam")
+    done = subprocess.run([sys.executable, "-c", LONG, path], capture_output=True, text=True, check=True)
+    assert int(done.stdout) < 600_000  # KiB; 30000 x 128 x 128 x 3 bytes alone are 1.4 million
 
 
 @pytest.mark.parametrize("method", METHODS)

@@ -68,7 +68,9 @@ class Picture:
         value = ir.val(name, dtype=ir.DataType.UINT8, shape=["batch", "height", "width", 3])
         size = op.Shape(value, start=1, end=3)
         if isinstance(spec.resize, int):
-            resized = op.Div(op.Mul(size, spec.resize), op.ReduceMin(size, [0], keepdims=1))
+            # An empty picture is no number to divide by: some engines would stop the program.
+            shorter = op.Max(op.ReduceMin(size, [0], keepdims=1), [1])
+            resized = op.Div(op.Mul(size, spec.resize), shorter)
         else:
             resized = op.Constant(value_ints=spec.resize or (spec.height, spec.width))
         crop = op.Constant(value_ints=[spec.height, spec.width])
@@ -76,10 +78,15 @@ class Picture:
 
     def normalised(self, op: Op, spec: Preprocessing) -> ir.Value:
         """Emit what the network takes: float32 [batch, 3, height, width]."""
-        pixels = self._resized_and_cropped(op, spec)
+        planes = op.Transpose(self.value, perm=[0, 3, 1, 2])
         if spec.color == "BGR":
-            pixels = op.Gather(pixels, [2, 1, 0], axis=1)
-        levels = op.Cast(pixels, to=ir.DataType.FLOAT)
+            planes = op.Gather(planes, [2, 1, 0], axis=1)
+        if spec.interpolation == "nearest":
+            for side, axis in enumerate(SPACE):
+                planes = op.Gather(planes, self._nearest(op, side), axis=axis)
+            levels = op.Cast(planes, to=ir.DataType.FLOAT)
+        else:
+            levels = self._filtered_down(op, self._filtered_across(op, planes, spec), spec)
         if _may_be_smaller(spec):
             first, last = self._kept(op)
             beyond = op.Concat(op.Sub(first, self.offset), op.Sub(self._end(op), last), axis=0)
@@ -90,27 +97,45 @@ class Picture:
             op.Mul(levels, op.Constant(value=ir.tensor(scale))), op.Constant(value=ir.tensor(shift))
         )
 
-    def _resized_and_cropped(self, op: Op, spec: Preprocessing) -> ir.Value:
-        """Emit the resized pixels that the crop keeps, uint8 [batch, 3, rows, columns]."""
-        planes = op.Transpose(self.value, perm=[0, 3, 1, 2])
-        if spec.interpolation == "nearest":
-            for side, axis in enumerate(SPACE):
-                planes = op.Gather(planes, self._nearest(op, side), axis=axis)
-            return planes
+    def _filtered_across(self, op: Op, planes: ir.Value, spec: Preprocessing) -> ir.Value:
+        """Emit the columns that the crop keeps, resized across: uint8 [batch, 3, height, columns].
+
+        Whole levels again after each direction, as Pillow has them. All four sizes: with axes, onnxruntime
+        1.32 fails as it moves the Transpose past the Resize.
+        """
+        width = _at(op, self.resized, 1)
+        sizes = op.Concat(op.Shape(planes, end=3), width, axis=0)
         kind = _FILTERS[spec.interpolation]
-        # All four sizes: with axes, onnxruntime 1.32 fails as it moves the Transpose past the Resize.
-        sizes = op.Concat(op.Shape(planes, end=2), self.resized, axis=0)
         resized = op.Resize(planes, None, None, sizes, antialias=1, exclude_outside=1, **kind)
-        if spec.resize in (None, (spec.height, spec.width)):
-            return resized
-        return op.Slice(resized, *self._kept(op), SPACE)
+        first, last = (_at(op, edge, 1) for edge in self._kept(op))
+        return op.Slice(resized, first, last, [SPACE[1]])
+
+    def _filtered_down(self, op: Op, planes: ir.Value, spec: Preprocessing) -> ir.Value:
+        """Emit the rows that the crop keeps, of columns resized down: whole levels, float32.
+
+        By a product with the filter's weights, and not by Resize: that would make all rows first, and of a
+        picture a few pixels wide there are millions.
+        """
+        height, resized = _at(op, self.size, 0), _at(op, self.resized, 0)
+        rows = op.Range(*(_of(op, edge, 0) for edge in self._kept(op)), 1)
+        inputs = op.Range(0, _of(op, self.size, 0), 1)
+        # How far an input's centre lies from an output's, in taps: whole numbers until the end.
+        from_output = op.Sub(
+            op.Mul(_centres(op, inputs), resized), op.Unsqueeze(op.Mul(_centres(op, rows), height), [1])
+        )
+        tap = op.Mul(op.Max(height, resized), 2)
+        weights = _KERNELS[spec.interpolation](
+            op, op.Abs(op.Div(_as_float(op, from_output), _as_float(op, tap)))
+        )
+        weights = op.Div(weights, op.ReduceSum(weights, [1], keepdims=1))
+        levels = op.MatMul(weights, _as_float(op, planes))
+        return op.Clip(op.Floor(op.Add(levels, 0.5)), 0.0, 255.0)
 
     def _nearest(self, op: Op, side: int) -> ir.Value:
         """Emit the picture's pixel under the centre of each that the crop keeps."""
         numbers = op.Range(*(_of(op, edge, side) for edge in self._kept(op)), 1)
-        centres = op.Add(op.Mul(numbers, 2), 1)
         size, resized = _of(op, self.size, side), _of(op, self.resized, side)
-        return op.Div(op.Mul(centres, size), op.Mul(resized, 2))
+        return op.Div(op.Mul(_centres(op, numbers), size), op.Mul(resized, 2))
 
     def _end(self, op: Op) -> ir.Value:
         return op.Add(self.offset, self.crop)
@@ -145,13 +170,12 @@ class Picture:
     def _shares(self, op: Op, side: int) -> ir.Value:
         """Emit how far along the crop the centre of each pixel in it lies, in parts of 1."""
         numbers = op.Range(*(_of(op, edge, side) for edge in self._seen(op)), 1)
-        centres = op.Add(op.Mul(numbers, 2), 1)
         size, resized, offset, crop = (
             _of(op, vector, side) for vector in (self.size, self.resized, self.offset, self.crop)
         )
-        along = op.Sub(op.Mul(centres, resized), op.Mul(op.Mul(offset, size), 2))
+        along = op.Sub(op.Mul(_centres(op, numbers), resized), op.Mul(op.Mul(offset, size), 2))
         extent = op.Mul(op.Mul(crop, size), 2)
-        return op.Div(op.Cast(along, to=ir.DataType.FLOAT), op.Cast(extent, to=ir.DataType.FLOAT))
+        return op.Div(_as_float(op, along), _as_float(op, extent))
 
     def placed(self, op: Op, heat: ir.Value) -> ir.Value:
         """Emit heatmaps as large as the picture: 0 where the network saw nothing of it."""
@@ -162,6 +186,36 @@ class Picture:
 def _of(op: Op, vector: ir.Value, side: int) -> ir.Value:
     """Emit the number of one side."""
     return op.Gather(vector, side, axis=0)
+
+
+def _at(op: Op, vector: ir.Value, side: int) -> ir.Value:
+    """Emit the number of one side, [1]."""
+    return op.Gather(vector, [side], axis=0)
+
+
+def _centres(op: Op, numbers: ir.Value) -> ir.Value:
+    """Emit twice the centres of pixels, which are whole numbers."""
+    return op.Add(op.Mul(numbers, 2), 1)
+
+
+def _as_float(op: Op, numbers: ir.Value) -> ir.Value:
+    return op.Cast(numbers, to=ir.DataType.FLOAT)
+
+
+def _triangle(op: Op, distance: ir.Value) -> ir.Value:
+    return op.Relu(op.Sub(1.0, distance))
+
+
+def _cubic(op: Op, distance: ir.Value) -> ir.Value:
+    """Emit Keys' cubic convolution kernel with a = -0.5, Pillow's."""
+    near = op.Add(op.Mul(op.Mul(op.Sub(op.Mul(distance, 1.5), 2.5), distance), distance), 1.0)
+    far = op.Sub(op.Mul(op.Mul(op.Sub(distance, 5.0), distance), distance), op.Mul(distance, -8.0))
+    far = op.Mul(op.Sub(far, 4.0), -0.5)
+    beyond = op.Where(op.Less(distance, 2.0), far, 0.0)
+    return op.Where(op.Less(distance, 1.0), near, beyond)
+
+
+_KERNELS = {"bilinear": _triangle, "bicubic": _cubic}
 
 
 def _crop_offset(op: Op, resized: ir.Value, crop: ir.Value) -> ir.Value:
