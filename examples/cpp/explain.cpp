@@ -16,6 +16,7 @@
 #include <iomanip>
 #include <iostream>
 #include <numeric>
+#include <random>
 #include <sstream>
 #include <stdexcept>
 #include <string>
@@ -89,6 +90,7 @@ Model load_model(const Ort::Env& env, const fs::path& path) try {
 
 // Runs the model on a picture in RGB, 8 bits a channel, of any size.
 std::vector<Ort::Value> run(Model& model, cv::Mat& rgb, int top) {
+    if (rgb.type() != CV_8UC3 || !rgb.isContinuous()) throw Failure("the pixels must be 8-bit RGB, row after row");
     std::vector<std::int64_t> ranks(top);  // -1 is the most likely class, -2 the next
     std::generate(ranks.begin(), ranks.end(), [rank = 0]() mutable { return --rank; });
     const std::array<std::int64_t, 4> image_shape{1, rgb.rows, rgb.cols, 3};
@@ -124,6 +126,7 @@ float* numbers(Ort::Value& output, const std::vector<std::int64_t>& shape) {
 
 Answer read_outputs(std::vector<Ort::Value>& outputs, cv::Size size, int top) {
     const std::int64_t classes = outputs[0].GetTensorTypeAndShapeInfo().GetElementCount();
+    if (top > classes) throw Failure("the model has only " + std::to_string(classes) + " classes");
     const float* logits = numbers(outputs[0], {1, classes});
     float* heat = numbers(outputs[1], {1, top, size.height, size.width});
     Answer answer{{logits, logits + classes}, {}};
@@ -177,7 +180,7 @@ std::vector<uchar> read_file(const fs::path& path) {
 
 // Writes beside the file, then moves it into place, so that nothing half-written is left.
 void write_file(const fs::path& path, const std::vector<uchar>& bytes) {
-    const fs::path aside = path.string() + ".part";
+    const fs::path aside = path.string() + "." + std::to_string(std::random_device{}()) + ".part";
     std::ofstream file(aside, std::ios::binary);
     file.write(reinterpret_cast<const char*>(bytes.data()), static_cast<std::streamsize>(bytes.size()));
     file.close();

@@ -21,8 +21,12 @@ export async function load(path) {
     throw new Error("it doesn't take pixels and return heatmaps; export it with --heatmap gradcam --pixels");
   }
   const beside = path.replace(/(\.onnx)?$/, ".json");
-  const manifest = existsSync(beside) ? JSON.parse(await readFile(beside, "utf8")) : {};
+  const manifest = existsSync(beside) ? await trying(`${beside} is damaged`, readJson(beside)) : {};
   return { session, labels: manifest.labels ?? [], activation: manifest.activation ?? "none" };
+}
+
+async function readJson(path) {
+  return JSON.parse(await readFile(path, "utf8"));
 }
 
 /** Decode a picture as a viewer would show it: turned as EXIF says, transparency over white, RGB. */
@@ -37,14 +41,21 @@ export async function explain({ session }, { data, width, height }) {
   const image = new ort.Tensor("uint8", data, [1, height, width, 3]);
   const class_index = new ort.Tensor("int64", [-1n], [1, 1]); // -1n, -2n for the top two, and [1, 2]
   const { logits, heatmap } = await session.run({ image, class_index }, ["logits", "heatmap"]);
+  if (!logits.data.every(Number.isFinite) || !heatmap.data.every(Number.isFinite)) {
+    throw new Error("its outputs are NaN or infinite, so there is nothing to explain");
+  }
   return { logits: logits.data, heatmap: heatmap.data };
 }
 
 /** Paint heat over a picture, from red to yellow: the hotter, the less shows through. */
 async function paint({ data, width, height }, heatmap, path) {
   const heat = new Uint8Array(4 * heatmap.length);
-  heatmap.forEach((value, pixel) => heat.set([255, 255 * value, 0, 204 * value], 4 * pixel));
-  const aside = `${path}.part`;
+  for (let pixel = 0; pixel < heatmap.length; pixel++) {
+    heat[4 * pixel] = 255;
+    heat[4 * pixel + 1] = 255 * heatmap[pixel];
+    heat[4 * pixel + 3] = 204 * heatmap[pixel];
+  }
+  const aside = `${path}.${process.pid}.part`;
   try {
     await sharp(data, { raw: { width, height, channels: 3 } })
       .composite([{ input: heat, raw: { width, height, channels: 4 } }])
@@ -75,7 +86,7 @@ async function trying(what, step) {
 }
 
 async function main([modelPath, picturePath, overlayPath, ...rest]) {
-  if (!overlayPath || rest.length) {
+  if (!overlayPath?.endsWith(".png") || rest.length) {
     console.error("Usage: node explain.mjs MODEL.onnx PICTURE OVERLAY.png");
     return 2;
   }

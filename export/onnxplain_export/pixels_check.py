@@ -28,8 +28,9 @@ from onnxplain_export.reference_graph import Array
 
 LEVELS_TOLERANCE = 0.1
 """Mean difference of pixels after the crop, of 255: Resize rounds a little otherwise than Pillow."""
-LOGITS_TOLERANCE = 1e-4
-HEATMAP_TOLERANCE = 1e-4
+SAME_LOGITS = 1e-4
+"""Of the largest logit."""
+SAME_HEATMAP = 1e-4
 
 
 @contextmanager
@@ -76,7 +77,7 @@ def check_pixels(path: Path, model: ir.Model, inside: Path, manifest: Manifest) 
             results = whole.run(names, {INPUT: pictures, CLASS_INDEX: classes})
             found = dict(zip(names, results, strict=True))
             (logits,) = network.run([LOGITS], {INPUT: tensors, CLASS_INDEX: classes})
-            if not np.allclose(found[LOGITS], logits, rtol=0, atol=LOGITS_TOLERANCE * np.abs(logits).max()):
+            if not np.allclose(found[LOGITS], logits, rtol=0, atol=SAME_LOGITS * np.abs(logits).max()):
                 raise _wrong("explains another image than it preprocesses", pictures)
             if manifest.heatmap is not None:
                 _check_places(found[HEATMAP], [found[name] for name in names[1:-1]], view, pictures)
@@ -117,10 +118,7 @@ def _check_places(found: Array, cams: list[Array], view: View, pictures: NDArray
     """Compare heatmaps with those that the runtime makes of the same maps."""
     for place in np.ndindex(found.shape[:2]):
         expected = heatmap([cam[place] for cam in cams], pictures.shape[1:3], view)
-        if (
-            found[place].shape != expected.shape
-            or not np.abs(found[place] - expected).max() <= HEATMAP_TOLERANCE
-        ):
+        if found[place].shape != expected.shape or not np.abs(found[place] - expected).max() <= SAME_HEATMAP:
             raise _wrong("lays its heatmap elsewhere than the runtime", pictures)
 
 

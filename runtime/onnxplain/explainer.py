@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -172,6 +171,8 @@ class Explainer:
     ) -> list[Explanation]:
         """Explain one class of each of several pictures in one run of the network.
 
+        A file that takes pictures itself runs once for each size that they have.
+
         Parameters
         ----------
         images
@@ -255,18 +256,16 @@ class Explainer:
         class_index: Sequence[Sequence[int]],
         layers: Sequence[Layer],
     ) -> dict[str, NDArray[Any]]:
-        """Run the network on images in order, each run of one size in a batch of its own."""
-        runs = [
-            [number for number, _ in run]
-            for _, run in itertools.groupby(enumerate(images), lambda numbered: numbered[1].shape)
-        ]
+        """Run the network on images, those of one size in a batch."""
+        batches: dict[tuple[int, ...], list[int]] = {}
+        for number, image in enumerate(images):
+            batches.setdefault(image.shape, []).append(number)
         results = [
-            self._infer(np.stack([images[i] for i in run]), [class_index[i] for i in run], layers)
-            for run in runs
+            self._infer(np.stack([images[i] for i in batch]), [class_index[i] for i in batch], layers)
+            for batch in batches.values()
         ]
-        if len(results) == 1:
-            return results[0]
-        return {name: np.concatenate([result[name] for result in results]) for name in results[0]}
+        order = np.argsort([number for batch in batches.values() for number in batch])
+        return {name: np.concatenate([result[name] for result in results])[order] for name in results[0]}
 
     def _infer(
         self, batch: NDArray[Any], class_index: Sequence[Sequence[int]], layers: Sequence[Layer]
