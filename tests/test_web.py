@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 import torch
 from torch import nn
@@ -162,9 +163,22 @@ def test_an_empty_folder_is_filled(model: Path, ort_web: Path, parent: Path) -> 
 def test_the_current_folder(
     model: Path, ort_web: Path, parent: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.chdir(parent)
+    """It isn't replaced, nor is a folder around it: a shell would stand in a deleted folder."""
+    (parent / "inner").mkdir()
+    monkeypatch.chdir(parent / "inner")
+    for output in (".", "..", parent):
+        result = run("web", model, "-o", output, "--ort-web", ort_web)
+        assert_one_line_error(result, 1, "the current folder", "name another folder")
+    assert [path.name for path in parent.rglob("*")] == ["inner"]
     assert run("web", model, "-o", "page", "--ort-web", ort_web).exit_code == 0
-    assert contents(parent / "page").keys() == FILES
+    assert contents(parent / "inner" / "page").keys() == FILES
+
+
+def test_a_mount_point(model: Path, ort_web: Path, parent: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os.path, "ismount", lambda path: path == parent / "page")
+    result = run("web", model, "-o", parent / "page", "--ort-web", ort_web)
+    assert_one_line_error(result, 1, "is a mount point", "name a folder in it")
+    assert list(parent.iterdir()) == []
 
 
 @pytest.mark.parametrize("name", ["notes.txt", "index.html", "ort/notes.txt"])
@@ -196,11 +210,20 @@ def test_models_that_are_none(ort_web: Path, parent: Path, tmp_path: Path) -> No
     assert list(parent.iterdir()) == []
 
 
-def test_weights_beside_the_model(model: Path, ort_web: Path, parent: Path, tmp_path: Path) -> None:
-    large = Path(shutil.copy(model, tmp_path))
-    (tmp_path / "small.onnx.data").write_bytes(b"weights")
-    result = run("web", large, "-o", parent / "page", "--ort-web", ort_web)
-    assert_one_line_error(result, 1, "weights in a file of their own")
+def test_weights_beside_the_model(
+    model: Path, ort_web: Path, parent: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Wherever the command stands; a file that a model doesn't need is no harm."""
+    stale = Path(shutil.copy(model, tmp_path))
+    (tmp_path / "small.onnx.data").write_bytes(b"of an earlier model")
+    assert run("web", stale, "-o", parent / "page", "--ort-web", ort_web).exit_code == 0
+    large = tmp_path / "large.onnx"
+    external = {"save_as_external_data": True, "location": "weights", "size_threshold": 500}
+    onnx.save(onnx.load(model), large, **external)
+    monkeypatch.chdir(tmp_path)
+    result = run("web", large, "-o", parent / "other", "--ort-web", ort_web)
+    assert_one_line_error(result, 1, "large.onnx has its weights in a file of their own")
+    assert [path.name for path in parent.iterdir()] == ["page"]
 
 
 def test_folders_without_onnxruntime_web(model: Path, ort_web: Path, parent: Path) -> None:
@@ -228,13 +251,27 @@ def test_no_npm(model: Path, parent: Path, monkeypatch: pytest.MonkeyPatch) -> N
 
 
 @pytest.mark.skipif(os.name == "nt", reason="npm is replaced by a shell's script")
-def test_no_network(model: Path, parent: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("script", "words"),
+    [
+        ("echo 'npm error code ENOTFOUND' >&2; echo 'npm error syscall' >&2; exit 1", "code ENOTFOUND"),
+        ("exec sleep 60", "npm hasn't fetched"),
+        ("exit 0", "something else than the package"),
+        ("echo damaged > package.tgz", "something else than the package"),
+        ("echo . > other; tar czf package.tgz other", "something else than the package"),
+    ],
+    ids=["no network", "slow network", "nothing", "damaged", "another package"],
+)
+def test_npm_fails(
+    script: str, words: str, model: Path, parent: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     npm = tmp_path / "npm"
-    npm.write_text("#!/bin/sh\necho 'npm error code ENOTFOUND' >&2\necho 'npm error syscall' >&2\nexit 1\n")
+    npm.write_text(f"#!/bin/sh\n{script}\n")
     npm.chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
+    monkeypatch.setattr(web_page, "_NPM_SECONDS", 1)
     result = run("web", model, "-o", parent / "page")
-    assert_one_line_error(result, 1, "npm error code ENOTFOUND", "try again", "--ort-web")
+    assert_one_line_error(result, 1, words, f"npm pack {web_page.ORT_WEB}", "--ort-web")
     assert list(parent.iterdir()) == []
 
 
@@ -261,3 +298,25 @@ def test_a_failure_leaves_the_page_that_was_there(
             assert_one_line_error(run("web", other, "-o", page, "--ort-web", ort_web), 1)
         assert contents(page) == before
         assert [path.name for path in parent.iterdir()] == ["page"]
+
+
+@pytest.mark.parametrize("moved", ["page", "new"])
+def test_an_interrupt_loses_no_page(
+    model: Path, ort_web: Path, parent: Path, moved: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Right after the old page was moved aside, or the new one into its place."""
+    page = parent / "page"
+    rename = Path.rename
+
+    def interrupted(self: Path, target: Path) -> Path:
+        rename(self, target)
+        if self.name == moved:
+            raise KeyboardInterrupt
+        return target
+
+    run("web", model, "-o", page, "--ort-web", ort_web)
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "rename", interrupted)
+        assert run("web", model, "-o", page, "--ort-web", ort_web).exit_code != 0
+    assert contents(page).keys() == FILES
+    assert [path.name for path in parent.iterdir()] == ["page"]

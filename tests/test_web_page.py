@@ -19,6 +19,7 @@ from typing import Any
 
 import cv2
 import numpy as np
+import onnx
 import pytest
 import skimage.data
 import torch
@@ -27,7 +28,7 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 from torchvision.models import mobilenet_v2
 
-from onnxplain import Explainer, OnnxplainError
+from onnxplain import Explainer, OnnxplainError, web_page
 from onnxplain.web_page import fetch_ort_web, write_page
 from onnxplain_export import export
 from test_web import HOSTILE, LABELS, write_model
@@ -118,11 +119,15 @@ class Page:
     def count(self) -> int:
         return int(self.tab.evaluate("explained.length"))
 
-    def wait_for_count(self, count: int) -> None:
+    def wait_until(self, expression: str) -> None:
+        """Wait until a script's expression is true."""
         until = time.monotonic() + SECONDS
-        while self.count() < count:
+        while not self.tab.evaluate(expression):
             assert time.monotonic() < until, self.text("body")
             time.sleep(0.02)
+
+    def wait_for_count(self, count: int) -> None:
+        self.wait_until(f"explained.length >= {count}")
 
     def explained(self, count: int) -> dict[str, Any]:
         """Wait for the explanation of that number, and return it."""
@@ -366,11 +371,98 @@ def test_the_camera(visit: Visit, folder: Path) -> None:
     assert page.explained(page.count() + 3)["index"] == 2
     page.tab.get_by_role("button", name="Stop the camera").click()
     page.wait_for("button:has-text('Use the camera')")
-    time.sleep(0.5)
-    stopped = page.count()
-    time.sleep(0.5)
-    assert page.count() == stopped
+    page.wait_until("!explaining")
+    page.tab.evaluate("new Promise(done => requestAnimationFrame(() => requestAnimationFrame(done)))")
+    assert not page.tab.evaluate("explaining")  # no further frame, which would be taken at once
     assert page.tab.is_visible("#photo")
+
+
+def test_the_camera_stops_while_an_answer_is_under_way(visit: Visit, folder: Path, picture: Path) -> None:
+    """The answer is shown over the frame that it is for."""
+    page = visit(folder, permissions=["camera"])
+    page.open(picture)
+    page.wait_for_count(1)
+    page.tab.evaluate(
+        """() => {
+          const own = ask;
+          ask = async (question, transfer) => {
+            window.asked = question.pixels.data.slice();
+            const answer = await own(question, transfer);
+            await new Promise((resolve) => (window.release = resolve));
+            return answer;
+          };
+        }"""
+    )
+    page.tab.get_by_role("button", name="Use the camera").click()
+    page.wait_until("!!window.release")
+    page.tab.get_by_role("button", name="Stop the camera").click()
+    page.tab.evaluate("release()")
+    found = page.explained(2)
+    assert (found["height"], found["width"]) == (480, 640)
+    for canvas in ("photo", "heat"):
+        assert page.tab.evaluate(f"[$('{canvas}').height, $('{canvas}').width]") == [480, 640]
+    assert page.tab.evaluate(
+        """() => {
+          const { data } = $("photo").getContext("2d").getImageData(0, 0, 640, 480);
+          return data.length === asked.length && data.every((value, at) => value === asked[at]);
+        }"""
+    )
+
+
+def test_a_class_chosen_just_before_the_camera_stops(visit: Visit, folder: Path) -> None:
+    page = visit(folder, permissions=["camera"])
+    page.tab.get_by_role("button", name="Use the camera").click()
+    page.wait_for_count(1)
+    for index in (0, 1, 2):
+        page.tab.evaluate(f"choose({index}); stopCamera()")
+        page.wait_until("!explaining")
+        assert page.explained(page.count())["index"] == index
+        page.tab.get_by_role("button", name="Use the camera").click()
+        page.wait_for_count(page.count() + 1)
+
+
+def test_a_picture_chosen_while_the_camera_starts(
+    visit: Visit, folder: Path, model: Path, picture: Path
+) -> None:
+    script = """
+    const own = navigator.mediaDevices.getUserMedia.bind(navigator.mediaDevices);
+    navigator.mediaDevices.getUserMedia = async (options) => {
+      window.stream = await own(options);
+      await new Promise((resolve) => (window.grant = resolve));
+      return stream;
+    };
+    """
+    page = visit(folder, permissions=["camera"], script=script)
+    page.tab.get_by_role("button", name="Use the camera").click()
+    page.wait_until("!!window.grant")
+    page.open(picture)
+    assert_python_agrees(page.explained(1), model, picture)
+    page.tab.evaluate("grant()")
+    page.wait_until("stream.getTracks().every((track) => track.readyState === 'ended')")
+    assert page.text("#camera") == "Use the camera"
+    assert page.tab.is_enabled("#camera")
+    assert page.count() == 1
+    assert page.text("#error") == ""
+
+
+def test_the_camera_started_while_a_picture_is_decoded(visit: Visit, folder: Path, picture: Path) -> None:
+    script = """
+    const own = createImageBitmap;
+    createImageBitmap = async (...given) => {
+      const bitmap = await own(...given);
+      await new Promise((resolve) => (window.finish = resolve));
+      return bitmap;
+    };
+    """
+    page = visit(folder, permissions=["camera"], script=script)
+    page.open(picture)
+    page.wait_until("!!window.finish")
+    page.tab.get_by_role("button", name="Use the camera").click()
+    page.wait_for_count(1)
+    page.tab.evaluate("finish()")
+    page.wait_for_count(page.count() + 3)
+    assert page.tab.evaluate("explained.every(({ height }) => height === 480)")
+    assert page.text("#status") != ""
 
 
 def test_no_camera(visit: Visit, folder: Path) -> None:
@@ -399,6 +491,16 @@ def test_offline_after_the_first_visit(visit: Visit, folder: Path, model: Path, 
     page.tab.goto(f"{page.url}index.html?from=home")
     page.open(picture)
     assert_python_agrees(page.explained(1), model, picture)
+
+
+def test_no_service_workers(visit: Visit, folder: Path, model: Path, picture: Path) -> None:
+    refusing = "async () => { throw new DOMException('', 'SecurityError') }"
+    page = visit(folder, script=f"navigator.serviceWorker.register = {refusing}")
+    page.open(picture)
+    assert_python_agrees(page.explained(1), model, picture)
+    page.wait_for("#facts li:has-text('thread')")
+    assert page.text("#error") == ""
+    assert "works offline" not in page.text("#facts")
 
 
 def caches(page: Page) -> list[str]:
@@ -581,6 +683,23 @@ def test_a_damaged_model(visit: Visit, folder: Path) -> None:
     assert "\n" not in error
 
 
+def test_outputs_that_are_not_finite(
+    visit: Visit, ort_web: Path, model: Path, picture: Path, tmp_path: Path
+) -> None:
+    broken = onnx.load(model)
+    bias = next(one for one in broken.graph.initializer if list(one.dims) == [5])
+    bias.CopyFrom(onnx.numpy_helper.from_array(np.full(5, np.nan, np.float32), bias.name))
+    onnx.save(broken, tmp_path / "broken.onnx")
+    with pytest.raises(OnnxplainError, match="NaN or infinite"):
+        Explainer(tmp_path / "broken.onnx").explain(picture)
+    write_page(tmp_path / "broken.onnx", tmp_path / "page", ort_web)
+    page = visit(tmp_path / "page")
+    page.open(picture)
+    assert page.error().startswith("The model's outputs are NaN or infinite, ")
+    assert page.text("#status") == ""
+    assert page.count() == 0
+
+
 def test_no_webassembly(visit: Visit, folder: Path) -> None:
     page = visit(folder, script="delete globalThis.WebAssembly")
     assert page.error() == "This browser lacks WebAssembly, so it can't run the model."
@@ -593,12 +712,25 @@ def test_opened_as_a_file(browser: Any, folder: Path) -> None:
     context.close()
 
 
-def test_headers_for_threads(visit: Visit, folder: Path, model: Path, picture: Path) -> None:
+def test_headers_for_threads(
+    visit: Visit, ort_web: Path, model: Path, picture: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = web_page._source
+
+    def on_eight_cores(name: str) -> str:
+        """Scripts that tests add to the page don't reach its worker, so this one is written into it."""
+        cores = "Object.defineProperty(navigator, 'hardwareConcurrency', { value: 8 });\n"
+        return (cores if name == "worker.js" else "") + source(name)
+
+    monkeypatch.setattr(web_page, "_source", on_eight_cores)
+    folder = tmp_path / "page"
+    write_page(model, folder, ort_web)
     headers = {"Cross-Origin-Opener-Policy": "same-origin", "Cross-Origin-Embedder-Policy": "require-corp"}
     page = visit(folder, headers=headers)
     page.wait_until_kept()
     for _ in range(2):  # from the server, and from the cache
         assert page.tab.evaluate("crossOriginIsolated")
+        page.wait_for("#facts li:text-is('4 threads')")
         page.open(picture)
         assert_python_agrees(page.explained(1), model, picture)
         page.tab.reload()

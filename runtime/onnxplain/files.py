@@ -44,7 +44,7 @@ def folder_moved_into_place(destination: Path) -> Iterator[Path]:
     Raises
     ------
     OnnxplainError
-        The folder that the destination is to stand in doesn't exist.
+        The folder that the destination is to stand in doesn't exist, or the destination can't be replaced.
     OSError
         It can't be written to.
     """
@@ -52,15 +52,21 @@ def folder_moved_into_place(destination: Path) -> Iterator[Path]:
     parent = destination.parent
     if not parent.is_dir():
         raise OnnxplainError(f"there is no folder {parent} to put {destination.name} in; make it")
+    if Path.cwd().is_relative_to(destination):
+        raise OnnxplainError(
+            f"{destination} is to be replaced, but it is or holds the current folder; name another folder"
+        )
+    if os.path.ismount(destination):
+        raise OnnxplainError(f"{destination} is a mount point, which can't be replaced; name a folder in it")
     with TemporaryDirectory(prefix=".onnxplain-", dir=parent) as aside:
         draft, old = Path(aside) / "new", Path(aside) / "old"
         draft.mkdir()
         yield draft
-        if destination.exists():
-            destination.rename(old)
         try:
+            if destination.exists():
+                destination.rename(old)
             draft.rename(destination)
         except BaseException:
-            if old.exists():
+            if old.exists() and not destination.exists():
                 old.rename(destination)
             raise

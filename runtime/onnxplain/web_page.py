@@ -27,6 +27,8 @@ from onnxplain.session import create_session, model_name, read_manifest
 ORT_WEB = "onnxruntime-web@1.30.0"
 """The npm package that the page runs on; the version is the one that the tests run with."""
 
+_NPM_SECONDS = 300
+
 # Of that package, the build for the CPU alone. Some servers don't know that an .mjs file is JavaScript.
 _ORT_FILES = {
     "ort.wasm.bundle.min.mjs": "ort/ort.wasm.bundle.min.js",
@@ -59,15 +61,17 @@ def write_page(
     Raises
     ------
     ModelError
-        The model is no such explainer.
+        The model is no such explainer, or is more than one file.
     OnnxplainError
-        The output folder holds other files, or onnxruntime-web isn't to be had.
+        The output folder holds other files or can't be replaced, or onnxruntime-web isn't to be had.
     OSError
         The folder can't be written to.
     """
     about = _about(model)
     _check_free(output)
     with folder_moved_into_place(output) as folder, TemporaryDirectory() as fetched:
+        shutil.copyfile(model, folder / _MODEL)
+        _check_whole(folder / _MODEL, model)
         if ort_web is None:
             progress(f"fetching {ORT_WEB} with npm")
             ort_web = fetch_ort_web(Path(fetched))
@@ -75,7 +79,6 @@ def write_page(
         _copy_ort(ort_web, folder)
         for name in _PAGE_FILES:
             (folder / name).write_text(_source(name), encoding="utf-8")
-        shutil.copyfile(model, folder / _MODEL)
         (folder / _ABOUT).write_text(json.dumps(about), encoding="ascii")
         (folder / _SERVICE_WORKER).write_text(_service_worker(folder), encoding="utf-8")
 
@@ -88,8 +91,6 @@ def _about(model: Path) -> dict[str, Any]:
             f"{model} doesn't take pictures and give heatmaps by itself; "
             "export it with the options --heatmap gradcam --pixels"
         )
-    if model.with_name(f"{model.name}.data").exists():
-        raise ModelError(f"{model} has its weights in a file of their own; a browser can't hold so many")
     return {
         "name": model.stem,
         "bytes": model.stat().st_size,
@@ -98,6 +99,16 @@ def _about(model: Path) -> dict[str, Any]:
         "method": manifest.heatmap,
         "colours": _colours(),
     }
+
+
+def _check_whole(copy: Path, model: Path) -> None:
+    """Check that a copy of a model that loads does so where no other file of it is."""
+    try:
+        create_session(copy, "cpu", None)
+    except ModelError:
+        raise ModelError(
+            f"{model} has its weights in a file of their own; a browser can't hold so many"
+        ) from None
 
 
 def _colours() -> list[int]:
@@ -155,7 +166,7 @@ def fetch_ort_web(folder: Path) -> Path:
     Raises
     ------
     OnnxplainError
-        There is no npm, or it has no network.
+        There is no npm, it has no network, or what it gives isn't the package.
     """
     other_way = (
         f"or run `npm pack {ORT_WEB}` on a machine that can, unpack it, and name the folder with --ort-web"
@@ -164,20 +175,36 @@ def fetch_ort_web(folder: Path) -> Path:
     if npm is None:
         raise OnnxplainError(f"there is no npm to fetch {ORT_WEB} with; install it, {other_way}")
     options = ["--ignore-scripts", "--loglevel=error", "--fetch-retries=1", f"--pack-destination={folder}"]
-    finished = subprocess.run(
-        [npm, "pack", ORT_WEB, *options],
-        cwd=folder,
-        capture_output=True,
-        text=True,
-        errors="replace",
-        check=False,
-    )
+    try:
+        finished = subprocess.run(
+            [npm, "pack", ORT_WEB, *options],
+            cwd=folder,
+            capture_output=True,
+            text=True,
+            errors="replace",
+            check=False,
+            timeout=_NPM_SECONDS,
+        )
+    except subprocess.TimeoutExpired:
+        raise OnnxplainError(
+            f"npm hasn't fetched {ORT_WEB} in {_NPM_SECONDS} s; try again with a faster network, {other_way}"
+        ) from None
     if finished.returncode != 0:
         reason = (finished.stderr.strip() or "no reason given").splitlines()[0]
         raise OnnxplainError(f"npm can't fetch {ORT_WEB} ({reason}); try again with a network, {other_way}")
+    try:
+        _unpack(folder)
+    except (StopIteration, KeyError, tarfile.TarError, EOFError):
+        raise OnnxplainError(
+            f"npm gave something else than the package {ORT_WEB}; check npm's registry, {other_way}"
+        ) from None
+    return folder
+
+
+def _unpack(folder: Path) -> None:
+    """Unpack what the page needs of the package that lies in a folder."""
     with tarfile.open(next(folder.glob("*.tgz"))) as archive:
         for name in _ORT_FILES:
             member = archive.extractfile(f"package/dist/{name}")
             assert member is not None
             (folder / name).write_bytes(member.read())
-    return folder

@@ -9,7 +9,6 @@ const MOST_LIKELY = -1;
 
 const $ = (id) => document.getElementById(id);
 let explainer; // what explainer.json says
-let shown; // the picture: its name, width and height
 let target = MOST_LIKELY; // the class to explain
 let camera = null; // the camera's <video>, while it runs
 
@@ -57,7 +56,8 @@ async function load() {
 }
 
 const loaded = load();
-loaded.then(keep).catch((error) => fail(error.message));
+// Where the browser keeps no copy, the page works all the same.
+loaded.then(() => keep().catch(() => {}), (error) => fail(error.message));
 
 /** Keep a copy of the page for when there is no network, and offer a newer one when it is here. */
 async function keep() {
@@ -78,7 +78,10 @@ async function keep() {
 
 // One explanation at a time; of those wanted meanwhile, the last.
 
-let wanted = null; // {pixels} for a new picture, {} for another class of the same
+// A picture: its name, width, height and pixels, whether it was scaled down, and whether it is a camera's frame.
+
+let wanted = null; // {picture} for a new one, {} for another class of the same
+let asked; // the picture that the worker has
 let explaining = false;
 
 async function explain(request) {
@@ -90,11 +93,12 @@ async function explain(request) {
     await loaded;
     patience = setTimeout(() => camera || tell("Explaining …"), 500);
     while (wanted) {
-      const { pixels } = wanted;
+      const { picture } = wanted;
       wanted = null;
+      asked = picture ?? asked;
       const start = performance.now();
-      const answer = await ask({ explain: target, pixels }, pixels ? [pixels.data.buffer] : []);
-      if (!wanted) show(answer, performance.now() - start);
+      const answer = await askAbout(picture);
+      if (!wanted) show(asked, answer, performance.now() - start);
     }
   } catch (error) {
     wanted = null;
@@ -106,15 +110,21 @@ async function explain(request) {
   if (camera) requestAnimationFrame(explainFrame);
 }
 
+function askAbout(picture) {
+  const pixels = picture?.pixels;
+  // A frame's pixels are shown with its answer, so the worker gets a copy.
+  return ask({ explain: target, pixels }, pixels && !picture.isFrame ? [pixels.data.buffer] : []);
+}
+
 function choose(index) {
   target = index;
   clearError();
-  if (!camera) explain({}); // the camera's next frame comes at once
+  explain({});
 }
 
 // Pictures, from files and from the camera.
 
-let opened = 0;
+let opened = 0; // how many files were chosen and cameras started: the last counts
 
 async function openFile(file) {
   const number = ++opened;
@@ -136,31 +146,35 @@ async function openFile(file) {
   const [width, height] = [bitmap.width, bitmap.height].map((side) => Math.max(1, Math.floor(side * scale)));
   const pixels = draw($("photo"), bitmap, width, height);
   bitmap.close();
-  shown = { name: file.name, width, height, scaled: scale < 1 };
+  const picture = { name: file.name, width, height, pixels, scaled: scale < 1 };
   $("heat").width = 0;
   $("answers").ariaBusy = "true";
-  reveal();
+  reveal(picture);
   target = MOST_LIKELY;
-  explain({ pixels });
+  explain({ picture });
 }
 
 async function startCamera() {
   clearError();
   if (!navigator.mediaDevices) return fail("Browsers let pages on https or localhost alone use the camera.");
+  const number = ++opened;
   $("camera").disabled = true;
+  const video = document.createElement("video");
   try {
-    const video = document.createElement("video");
     video.playsInline = video.muted = true; // or phones show it full screen
     const size = { width: { ideal: 640 }, height: { ideal: 480 } };
     video.srcObject = await navigator.mediaDevices.getUserMedia({ video: { facingMode: "environment", ...size } });
     await video.play();
-    camera = video;
   } catch (error) {
+    stopTracks(video);
+    if (number !== opened) return;
     const refused = error.name === "NotAllowedError";
     return fail(refused ? "This page may not use the camera: the browser's settings say so." : `The camera can't be used: ${error.message}`);
   } finally {
     $("camera").disabled = false;
   }
+  if (number !== opened) return stopTracks(video); // a file was chosen meanwhile
+  camera = video;
   $("camera").textContent = "Stop the camera";
   $("status").ariaLive = "off"; // or screen readers read every frame's answer
   target = MOST_LIKELY;
@@ -169,10 +183,14 @@ async function startCamera() {
 
 function stopCamera() {
   if (!camera) return;
-  for (const track of camera.srcObject.getTracks()) track.stop();
+  stopTracks(camera);
   camera = null;
   $("camera").textContent = "Use the camera";
   $("status").ariaLive = "polite";
+}
+
+function stopTracks(video) {
+  for (const track of video.srcObject?.getTracks() ?? []) track.stop();
 }
 
 const frame = document.createElement("canvas");
@@ -180,8 +198,8 @@ const frame = document.createElement("canvas");
 function explainFrame() {
   if (!camera) return;
   const { videoWidth: width, videoHeight: height } = camera;
-  shown = { name: "the camera", width, height };
-  explain({ pixels: draw(frame, camera, width, height) });
+  const pixels = draw(frame, camera, width, height);
+  explain({ picture: { name: "the camera", width, height, pixels, isFrame: true } });
 }
 
 /** Draw a picture, transparency laid over white, and return its pixels. */
@@ -215,18 +233,18 @@ function showProgress(share) {
   tell(`Loading the model: ${Math.floor(100 * share)}% of ${megabytes(explainer.bytes)}`);
 }
 
-function reveal() {
+function reveal({ name, width, height }) {
   $("empty").hidden = true;
   $("picture").hidden = false;
-  $("picture").style.setProperty("--ratio", shown.width / shown.height);
-  $("photo").ariaLabel = shown.name;
+  $("picture").style.setProperty("--ratio", width / height);
+  $("photo").ariaLabel = name;
 }
 
-function show({ index, logits, heatmap, colours }, milliseconds) {
-  const { name, width, height, scaled } = shown;
-  if (camera) {
-    draw($("photo"), frame, width, height);
-    reveal();
+function show(picture, { index, logits, heatmap, colours }, milliseconds) {
+  const { name, width, height, pixels, scaled, isFrame } = picture;
+  if (isFrame) {
+    Object.assign($("photo"), { width, height }).getContext("2d").putImageData(pixels, 0, 0);
+    reveal(picture);
   }
   Object.assign($("heat"), { width, height });
   $("heat").getContext("2d").putImageData(new ImageData(colours, width, height), 0, 0);

@@ -58,9 +58,12 @@ async function explain({ explain: target, pixels }) {
   } catch (error) {
     throw new Error(`The model failed (${firstLine(error)}): reload the page to try again.`);
   }
-  const heatmap = outputs.heatmap.data;
+  const [logits, heatmap] = [outputs.logits.data, outputs.heatmap.data];
+  if (!areFinite(logits) || !areFinite(heatmap)) {
+    throw new Error("The model's outputs are NaN or infinite, so there is nothing to explain: check its weights and the picture.");
+  }
   const colours = coloured(heatmap);
-  const answer = { index: Number(outputs.explained_class.data[0]), logits: outputs.logits.data, heatmap, colours };
+  const answer = { index: Number(outputs.explained_class.data[0]), logits, heatmap, colours };
   return [answer, [heatmap.buffer, colours.buffer]];
 }
 
@@ -72,6 +75,11 @@ function withoutAlpha(rgba) {
     rgb[to++] = rgba[from + 2];
   }
   return rgb;
+}
+
+function areFinite(values) {
+  for (let at = 0; at < values.length; at++) if (!Number.isFinite(values[at])) return false;
+  return true;
 }
 
 /** Return heat as RGBA: the hotter, the less shows through. */
