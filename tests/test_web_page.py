@@ -386,7 +386,7 @@ def test_the_camera_stops_while_an_answer_is_under_way(visit: Visit, folder: Pat
         """() => {
           const own = ask;
           ask = async (question, transfer) => {
-            window.asked = question.pixels.data.slice();
+            window.sent = question.pixels.data.slice();
             const answer = await own(question, transfer);
             await new Promise((resolve) => (window.release = resolve));
             return answer;
@@ -404,7 +404,7 @@ def test_the_camera_stops_while_an_answer_is_under_way(visit: Visit, folder: Pat
     assert page.tab.evaluate(
         """() => {
           const { data } = $("photo").getContext("2d").getImageData(0, 0, 640, 480);
-          return data.length === asked.length && data.every((value, at) => value === asked[at]);
+          return data.length === sent.length && data.every((value, at) => value === sent[at]);
         }"""
     )
 
@@ -494,7 +494,7 @@ def test_offline_after_the_first_visit(visit: Visit, folder: Path, model: Path, 
 
 
 def test_no_service_workers(visit: Visit, folder: Path, model: Path, picture: Path) -> None:
-    refusing = "async () => { throw new DOMException('', 'SecurityError') }"
+    refusing = "async () => { throw new DOMException('refused', 'SecurityError') }"
     page = visit(folder, script=f"navigator.serviceWorker.register = {refusing}")
     page.open(picture)
     assert_python_agrees(page.explained(1), model, picture)
