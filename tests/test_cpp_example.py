@@ -29,6 +29,8 @@ from onnxplain_export import export
 from test_preprocessing import PHOTOGRAPHS
 from test_verification import with_metadata
 
+pytestmark = pytest.mark.slow
+
 SOURCE = Path(__file__).resolve().parents[1] / "examples" / "cpp"
 CHELSEA = skimage.data.chelsea()
 LABELS = ["cat", "tasse à café", "rocket", "astronaut", "page", "coins"]

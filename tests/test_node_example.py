@@ -22,6 +22,8 @@ from onnxplain.images import read_image
 from onnxplain_export import export
 from test_pixels import SPECS, network, write
 
+pytestmark = pytest.mark.slow
+
 SOURCE = Path(__file__).resolve().parents[1] / "examples" / "node"
 LABELS = ["cat", "tasse à café", "rocket", "astronaut", "page"]
 CHELSEA = skimage.data.chelsea()

@@ -33,6 +33,8 @@ from onnxplain.web_page import fetch_ort_web, write_page
 from onnxplain_export import export
 from test_web import HOSTILE, LABELS, write_model
 
+pytestmark = pytest.mark.slow
+
 REALWORLD = Path(__file__).resolve().parents[2] / "shared" / "realworld"
 FLAGS = [
     "--no-sandbox",
