@@ -46,7 +46,8 @@ from onnxplain_export.assemble import (
     LOGITS,
     cam_names,
 )
-from onnxplain_export.graph import static_dims
+from onnxplain_export.graph import is_half, static_dims
+from onnxplain_export.half_precision import check_half, logits_in_half
 from onnxplain_export.pixels_check import check_pixels, explainer_inside
 from onnxplain_export.probe import Probe
 from onnxplain_export.reference_graph import Array, Arrays, ReferenceGraph
@@ -143,6 +144,8 @@ def verify(path: str | os.PathLike[str]) -> Verification:
 def _verify(file: Path, model: ir.Model, manifest: Manifest, probe: Probe) -> Verification:
     layers = differentiated_layers(model, manifest)
     outputs = run_file(file, model, probe, layers, map_outputs(manifest))
+    if is_half(model.graph):
+        check_half(logits_in_half(model, probe), outputs[LOGITS][:1])
     layers = sized_as(layers, probe, outputs)
     rules = rule_check.check_rules(model, layers, probe)
     own = reference_outputs(model, layers, probe)
