@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -22,6 +23,7 @@ from onnxplain.manifest import Activation, Layer, Preprocessing
 from onnxplain_export.assemble import INPUT, LOGITS, TracedModel
 from onnxplain_export.feature_map import Array, FeatureMap, feature_map_of, has_aspect, token_grids
 from onnxplain_export.graph import (
+    behind_quantiser,
     downstream,
     has_gradient,
     is_float,
@@ -202,6 +204,7 @@ class OnnxModel:
             if name in layers[:index]:
                 raise LayerError(f"the layer {name!r} is named twice; name each once")
             self._check_layer(name)
+            self._warn_before_quantiser(name)
 
     def trace(self, layers: Sequence[str], *, dynamic_size: bool) -> TracedModel:
         """Return the graph, once it has been found to compute what the file does."""
@@ -335,6 +338,17 @@ class OnnxModel:
             )
         if not self._reaches(name):
             raise LayerError(f"the logits don't depend on the layer {name!r}; choose another")
+
+    def _warn_before_quantiser(self, name: str) -> None:
+        value = self._layer_values[name]
+        behind, node = behind_quantiser(value), value.producer()
+        names = [known for known, other in self._layer_values.items() if other is behind]
+        if names and node is not None:
+            warnings.warn(
+                f"the layer {name!r} is taken before its quantiser, and its {node.op_type} so runs in float; "
+                f"what the network goes on with, in whole numbers, is the layer {names[0]!r}",
+                stacklevel=4,  # the caller of `export`
+            )
 
     def _unknown_layer(self, name: str) -> LayerError:
         if name in self._file.names:
