@@ -2,8 +2,9 @@
 
 `python benchmarks/precision.py --weights mobilenet_v2.pth PHOTOGRAPHS...` exports torchvision's mobilenet_v2
 with these weights in float32, float16 and int8, at its last layer and at `features.14`. The int8 model is
-calibrated on every other photograph. Maps of the predicted class are compared with the float32 model's, on all
-photographs, or on those that int8 wasn't calibrated on. Each file is then timed in processes of its own, in turn.
+calibrated on every other photograph. Maps of the predicted class are compared with the float32 model's: on
+all photographs, or on those that int8 wasn't calibrated on. Each file is then timed in processes of its own,
+in turn.
 
 `--networks resnet18 vit_b_16 ...` adds others in float16, with every parameter redrawn.
 
