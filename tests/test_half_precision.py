@@ -462,6 +462,14 @@ def test_a_transformer(layer: str | None, tmp_path: Path) -> None:
             assert node.outputs[0].dtype == ir.DataType.FLOAT
 
 
+def test_kinks(tmp_path: Path) -> None:
+    """Rounding switches units of a deep network on and off, and it is verified all the same."""
+    network = redraw(resnet18(weights=None), torch.zeros(1, 3, 64, 64), 7)
+    report = export(network, torch.zeros(1, 3, 64, 64), tmp_path / "e.onnx", layer="conv1", fp16=True)
+    assert report.verification.gradients < 1e-5
+    assert report.verification.logits < 1e-2
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("network", [resnet18, vit_b_16, swin_t])
 def test_whole_networks(network: Any, tmp_path: Path) -> None:

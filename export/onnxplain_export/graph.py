@@ -123,11 +123,6 @@ def is_half(graph: ir.Graph) -> bool:
     return any(value.dtype == ir.DataType.FLOAT16 for value in values)
 
 
-def rounds_as_joined(graph: ir.Graph) -> bool:
-    """Say whether a graph's numbers are rounded between nodes: an engine that joins two rounds otherwise."""
-    return is_quantised(graph) or is_half(graph)
-
-
 def taken_by_branches(node: ir.Node) -> set[ir.Value]:
     """Return the values that a node's branches or loop body take, those from around the node among them."""
     return {

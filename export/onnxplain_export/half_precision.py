@@ -12,7 +12,10 @@ rearranged for it the numbers are the same: the gradient remains that of the rou
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+import tempfile
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
 
 import numpy as np
 import onnx
@@ -21,7 +24,8 @@ from onnx_ir.passes.common import LiftConstantsToInitializersPass, TopologicalSo
 
 from onnxplain.errors import VerificationError
 from onnxplain_export.assemble import CLASS_INDEX, INPUT, LOGITS, TracedModel
-from onnxplain_export.graph import operand, skip_identities
+from onnxplain_export.files import save
+from onnxplain_export.graph import is_half, operand, skip_identities
 from onnxplain_export.onnx_session import run_graph
 from onnxplain_export.probe import Probe
 from onnxplain_export.reference_graph import Array, ReferenceGraph
@@ -69,7 +73,7 @@ def widen(graph: ir.Graph) -> None:
     values = [value for inner in graphs for value in (*inner.inputs, *inner.initializers.values())]
     for value in [*values, *(value for node in nodes for value in node.outputs)]:
         if value.dtype == HALF:
-            value.dtype = FLOAT
+            _set_type(value, FLOAT)
             if value.const_value is not None:
                 value.const_value = _widened(value.const_value)
     for node in nodes:
@@ -80,8 +84,27 @@ def widen(graph: ir.Graph) -> None:
                 node.attributes[name] = ir.AttrInt64(name, FLOAT.value)
 
 
+def _set_type(value: ir.Value, dtype: ir.DataType) -> None:
+    """Give a value a type of its own: as an object it may be that of others, and of copies of the graph."""
+    value.type = ir.TensorType(dtype)
+
+
 def _widened(tensor: ir.TensorProtocol) -> ir.TensorProtocol:
     return ir.tensor(tensor.numpy().astype(np.float32), name=tensor.name)
+
+
+@contextmanager
+def as_float32(path: Path, model: ir.Model) -> Iterator[tuple[Path, ir.Model]]:
+    """Give a file in half precision widened to float32, as a file and a graph; any other as it is."""
+    if not is_half(model.graph):
+        yield path, model
+        return
+    wide = model.clone()
+    widen(wide.graph)
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "float32.onnx"
+        save(wide, file)
+        yield file, wide
 
 
 def halve(traced: TracedModel, own: Collection[ir.Node], largest: Mapping[str, float]) -> None:
@@ -248,7 +271,7 @@ def _cast(
         return node in places and index in places[node]
 
     for value in narrow:
-        value.dtype = HALF
+        _set_type(value, HALF)
         uses = list(value.uses())
         # The layer's own nodes, too, take it as the file puts it out: there the gradient is taken.
         readers = [use for use in uses if value in targets or not takes_half(*use)]

@@ -21,7 +21,7 @@ from onnxplain.manifest import Manifest, Preprocessing
 from onnxplain.preprocessing import View, preprocess
 from onnxplain_export.assemble import CLASS_INDEX, HEATMAP, INPUT, LOGITS, cam_names
 from onnxplain_export.files import save
-from onnxplain_export.graph import rounds_as_joined
+from onnxplain_export.graph import is_quantised
 from onnxplain_export.onnx_session import session_of
 from onnxplain_export.pixels import NORMALISED
 from onnxplain_export.reference_graph import Array
@@ -60,7 +60,7 @@ def check_pixels(path: Path, model: ir.Model, inside: Path, manifest: Manifest) 
     VerificationError
         It preprocesses otherwise, or puts its heatmap elsewhere.
     """
-    optimised = not rounds_as_joined(model.graph)
+    optimised = not is_quantised(model.graph)
     whole, network = session_of(path, optimised=optimised), session_of(inside, optimised=optimised)
     names = [
         LOGITS,

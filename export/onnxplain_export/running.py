@@ -17,7 +17,7 @@ from onnxplain_export.graph import (
     before_quantiser,
     downstream,
     is_float,
-    rounds_as_joined,
+    is_quantised,
     skip_identities,
     taken_by_branches,
 )
@@ -129,10 +129,10 @@ def evaluate(model: ir.Model, names: Sequence[str], probe: Probe) -> Arrays:
 
 
 def _session(file: Path, model: ir.Model) -> onnxruntime.InferenceSession:
-    """Load the file of a model, optimised as users load it; but a quantised or float16 one as it's written.
+    """Load the file of a model, optimised as users load it; but a quantised one as it's written.
 
     Optimising, onnxruntime joins the nodes between quantisers into ones of whole numbers. These round
     otherwise, and which it joins depends on what else is asked of the file: the logits of one network then
     differ by per cents.
     """
-    return session_of(file, optimised=not rounds_as_joined(model.graph))
+    return session_of(file, optimised=not is_quantised(model.graph))
