@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import onnx
 import pytest
 
 from cli_helpers import assert_one_line_error, run, write_picture
@@ -74,6 +75,16 @@ def test_export_of_a_file_that_takes_pictures(folder: Path) -> None:
     assert (explained.exit_code, explained.stderr) == (0, "")
     verified = run("verify", "small.onnx")
     assert (verified.exit_code, verified.stderr) == (0, "")
+
+
+def test_export_in_half_precision(folder: Path) -> None:
+    result = run("export", SOURCE, "-o", "small.onnx", "--size", "32", "--fp16")
+    assert (result.exit_code, result.stderr) == (0, "")
+    assert "Turning it to float16, and verifying that" in result.stdout
+    verified = run("verify", "small.onnx")
+    assert (verified.exit_code, verified.stderr) == (0, "")
+    kinds = {tensor.data_type for tensor in onnx.load("small.onnx").graph.initializer if tensor.dims}
+    assert onnx.TensorProto.FLOAT16 in kinds
 
 
 def test_pixels_that_can_not_be(folder: Path) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import itertools
+import warnings
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
@@ -434,6 +435,20 @@ def test_one_reader_of_several(tmp_path: Path) -> None:
     export(quantised, None, tmp_path / "before.onnx", layer="pooled_node")
     both = explained(tmp_path / "before.onnx", [1], optimised=False)["gradients"]
     np.testing.assert_allclose(one + other, both, atol=1e-6)
+
+
+def test_a_layer_before_its_quantiser(tmp_path: Path) -> None:
+    """It has the name that it has in float, and costs an integer kernel: the warning says what to name."""
+    _, quantised = write(tmp_path)
+    message = (
+        "'inner_node' is taken before its quantiser, and its Conv .* is the layer 'relu2_DequantizeLinear'"
+    )
+    with pytest.warns(UserWarning, match=message):
+        export(quantised, None, tmp_path / "out.onnx", layer="inner_node")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        export(quantised, None, tmp_path / "out.onnx", layer="relu2_DequantizeLinear")
+        export(quantised, None, tmp_path / "out.onnx")
 
 
 @pytest.mark.parametrize("head", [POOLED, CHANNELS_LAST])

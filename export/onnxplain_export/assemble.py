@@ -50,6 +50,8 @@ class TracedModel:
     """How each tapped value holds its feature maps, at the size below."""
     size: tuple[int, int]
     """Height and width of the image; where they are dynamic, those that the classifier was traced at."""
+    is_half: bool = False
+    """The source is in float16, widened here to float32."""
 
     @property
     def has_any_size(self) -> bool:

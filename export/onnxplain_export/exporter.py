@@ -20,7 +20,8 @@ from onnxplain.maps import check_method
 from onnxplain_export.assemble import LOGITS, TracedModel, assemble, output_names, set_manifest
 from onnxplain_export.files import check_destination, moved_into_place, save, size_of
 from onnxplain_export.front_end import FrontEnd
-from onnxplain_export.graph import skip_identities
+from onnxplain_export.graph import is_quantised, skip_identities
+from onnxplain_export.half_precision import check_half, halve, largest_numbers
 from onnxplain_export.head import is_gap_linear
 from onnxplain_export.layers import LayerCandidate, automatic_layer
 from onnxplain_export.onnx_file import first_line
@@ -39,6 +40,7 @@ from onnxplain_export.verification import (
     relative_error,
     rounding_of_outputs,
     sized_as,
+    verify,
 )
 
 if TYPE_CHECKING:
@@ -87,6 +89,7 @@ def export(
     dynamic_size: bool = False,
     heatmap: str | None = None,
     pixels: bool = False,
+    fp16: bool = False,
     progress: Callable[[str], None] = lambda step: None,
 ) -> ExportReport:
     """Write an explainer: logits, activations and class gradients in one `.onnx` file.
@@ -134,6 +137,9 @@ def export(
     pixels
         The file takes pictures, ``image`` uint8 [batch, height, width, 3] RGB of any size, and preprocesses
         them itself; ``heatmap`` is then as large as the picture, and lies where the crop lay.
+    fp16
+        Weights and forward pass in float16, and half the file; inputs, outputs and gradients stay float32. An
+        `.onnx` source in float16 becomes such a file anyway.
     progress
         Called with a few words as each step begins.
 
@@ -175,7 +181,9 @@ def export(
     front.check_layers(names)
     progress("tracing it to ONNX")
     traced = front.trace(names, dynamic_size=dynamic_size)
-    nodes_before = sum(1 for _ in traced.model.graph)
+    network = list(traced.model.graph)
+    if fp16 and is_quantised(traced.model.graph):
+        raise SourceError("the network is quantised, and has its precision; leave fp16 out")
     progress(f"differentiating back to {', '.join(names)}")
     layers = _describe(traced, names)
     if heatmap is not None:
@@ -228,6 +236,13 @@ def export(
             check_heatmap(inside, probe, manifest, outputs)
             if pixels:
                 check_pixels(draft, traced.model, file, manifest)
+        if fp16 or traced.is_half:
+            progress("turning it to float16, and verifying that")
+            halve(traced, network, largest_numbers(inside, network, probe))
+            verification = replace(
+                _verified_half(draft, traced.model, manifest, probe, expected[LOGITS]),
+                autograd=verification.autograd,
+            )
         manifest = replace(manifest, verification=verification.summary())
         set_manifest(traced.model, manifest)
         save(traced.model, draft)
@@ -239,7 +254,7 @@ def export(
         automatic=layer is None,
         any_size=dynamic_size,
         nodes=nodes,
-        nodes_added=nodes - nodes_before,
+        nodes_added=nodes - len(network),
         size=size_of(destination),
     )
 
@@ -261,6 +276,18 @@ def _run(
                 "the model"
             ) from error
         raise _one_size_alone("doesn't run", probe) from error
+
+
+def _verified_half(
+    draft: Path, model: ir.Model, manifest: Manifest, probe: Probe, expected: Array
+) -> Verification:
+    """Verify a file in half precision by itself, and against the source's logits."""
+    set_manifest(model, manifest)
+    save(model, draft)
+    verification = verify(draft)
+    with explainer_inside(draft, model, manifest) as (file, inside):
+        logits = run_file(file, inside, probe, [])[LOGITS]
+    return replace(verification, logits=check_half(logits, expected))
 
 
 def _check_other_size(probe: Probe, logits: Array, expected: Array) -> None:

@@ -103,9 +103,24 @@ def before_quantiser(value: ir.Value) -> ir.Value:
     return operand(quantiser, 0)
 
 
+def behind_quantiser(value: ir.Value) -> ir.Value | None:
+    """Return the quantised form of a number that is read in no other; None for any other value."""
+    quantisers = [use.node for use in value.uses()]
+    if not quantisers or any(node.op_type != "QuantizeLinear" for node in quantisers):
+        return None
+    readers = (use.node for use in quantisers[0].outputs[0].uses())
+    return next((node.outputs[0] for node in readers if node.op_type == "DequantizeLinear"), None)
+
+
 def is_quantised(graph: ir.Graph) -> bool:
     """Say whether any number of a graph is quantised when it runs."""
     return any(node.op_type == "QuantizeLinear" for node in graph)
+
+
+def is_half(graph: ir.Graph) -> bool:
+    """Say whether anything in a graph is in float16."""
+    values = (value for node in graph for value in (*node.inputs, *node.outputs) if value is not None)
+    return any(value.dtype == ir.DataType.FLOAT16 for value in values)
 
 
 def taken_by_branches(node: ir.Node) -> set[ir.Value]:

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import os
+import warnings
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import onnx
 import onnx_ir as ir
 from onnx import TensorProto
 from onnx_ir.passes.common import RemoveUnusedNodesPass, TopologicalSortPass
@@ -20,14 +23,17 @@ from onnxplain.manifest import Activation, Layer, Preprocessing
 from onnxplain_export.assemble import INPUT, LOGITS, TracedModel
 from onnxplain_export.feature_map import Array, FeatureMap, feature_map_of, has_aspect, token_grids
 from onnxplain_export.graph import (
+    behind_quantiser,
     downstream,
     has_gradient,
     is_float,
+    is_quantised,
     operand,
     static_dims,
     taken_by_branches,
     upstream,
 )
+from onnxplain_export.half_precision import has_half_weights, widen
 from onnxplain_export.layers import (
     LayerCandidate,
     ModuleCall,
@@ -46,7 +52,7 @@ from onnxplain_export.opset import to_design_opset
 from onnxplain_export.probe import Probe
 from onnxplain_export.reference_graph import Arrays
 from onnxplain_export.rules import NO_GRADIENT
-from onnxplain_export.verification import LOGITS_TOLERANCE, relative_error
+from onnxplain_export.verification import AS_FAR, LOGITS_TOLERANCE, relative_error
 
 _CHANNELS = (1, 3)
 # Ours, of a source whose channels are last: no layer of its own.
@@ -65,10 +71,15 @@ class _Input:
     channels_last: bool
     any_size: bool
     """The file leaves height and width open."""
+    dtype: np.dtype[Any]
+
+    def laid_out(self, image: Array) -> Array:
+        """Return images [batch, channels, height, width] in the file's layout."""
+        return np.ascontiguousarray(np.moveaxis(image, 1, -1)) if self.channels_last else image
 
     def feeds(self, image: Array) -> Arrays:
         """Return what the file is fed for images [batch, channels, height, width]."""
-        return {self.name: np.ascontiguousarray(np.moveaxis(image, 1, -1)) if self.channels_last else image}
+        return {self.name: self.laid_out(image).astype(self.dtype)}
 
 
 @dataclass(frozen=True)
@@ -78,6 +89,8 @@ class _Prepared:
     model: ir.Model
     logits: str
     activation: Activation | None
+    is_half: bool
+    """The file is in float16, which is widened here to float32."""
 
 
 class OnnxModel:
@@ -191,6 +204,7 @@ class OnnxModel:
             if name in layers[:index]:
                 raise LayerError(f"the layer {name!r} is named twice; name each once")
             self._check_layer(name)
+            self._warn_before_quantiser(name)
 
     def trace(self, layers: Sequence[str], *, dynamic_size: bool) -> TracedModel:
         """Return the graph, once it has been found to compute what the file does."""
@@ -207,6 +221,7 @@ class OnnxModel:
             targets,
             maps,
             size=(self.height, self.width),
+            is_half=self._prepared.is_half and not is_quantised(model.graph),
         )
 
     def _of_any_size(self) -> ir.Model:
@@ -238,9 +253,14 @@ class OnnxModel:
         return {LOGITS: self._source_logits(probe.image)}
 
     def rounding(self, probe: Probe, expected: Arrays, layers: Sequence[Layer]) -> dict[str, float]:
-        """Return how far the logits are moved by onnxruntime's optimisations."""
+        """Return how far the logits are moved by onnxruntime's optimisations, and by float16."""
         optimised = self._source_logits(probe.image, optimised=True)
-        return {LOGITS: relative_error(expected[LOGITS], optimised)}
+        return {LOGITS: max(relative_error(expected[LOGITS], optimised), self._half_rounding)}
+
+    @property
+    def _half_rounding(self) -> float:
+        """The relative size of a last digit, where the file has those of float16."""
+        return float(np.finfo(np.float16).eps) if self._prepared.is_half else 0.0
 
     def digest(self) -> str:
         """Return the SHA-256 of the file and its external data."""
@@ -265,7 +285,7 @@ class OnnxModel:
             parts = self._file.run(name, feeds, optimised=optimised)
         except Exception as error:
             raise self._failure(error) from error
-        return np.concatenate(parts)[: len(image)].reshape(len(image), -1)
+        return np.concatenate(parts)[: len(image)].reshape(len(image), -1).astype(np.float32)
 
     def _check_graph(self) -> None:
         """Check that the graph of this opset and of any batch computes what the file does."""
@@ -281,7 +301,7 @@ class OnnxModel:
             error = np.inf
         if not np.isfinite(expected).all():
             raise SourceError(f"{self.name!r} returns logits that are not finite; check its weights")
-        if not error <= LOGITS_TOLERANCE:
+        if not error <= max(LOGITS_TOLERANCE, AS_FAR * self._half_rounding):
             if self._input.batch is not None:
                 raise SourceError(
                     f"{self.name!r} takes batches of {self._input.batch} only, in a way that can't be made "
@@ -318,6 +338,17 @@ class OnnxModel:
             )
         if not self._reaches(name):
             raise LayerError(f"the logits don't depend on the layer {name!r}; choose another")
+
+    def _warn_before_quantiser(self, name: str) -> None:
+        value = self._layer_values[name]
+        behind, node = behind_quantiser(value), value.producer()
+        names = [known for known, other in self._layer_values.items() if other is behind]
+        if names and node is not None:
+            warnings.warn(
+                f"the layer {name!r} is taken before its quantiser, and its {node.op_type} so runs in float; "
+                f"what the network goes on with, in whole numbers, is the layer {names[0]!r}",
+                stacklevel=4,  # the caller of `export`
+            )
 
     def _unknown_layer(self, name: str) -> LayerError:
         if name in self._file.names:
@@ -380,7 +411,7 @@ def _described_input(file: OnnxFile, size: tuple[int, int] | None) -> _Input:
         )
     tensor = inputs[0].type.tensor_type
     dims = [dim.dim_value if dim.dim_value > 0 else None for dim in tensor.shape.dim]
-    if tensor.elem_type != TensorProto.FLOAT or len(dims) != 4:
+    if tensor.elem_type not in (TensorProto.FLOAT, TensorProto.FLOAT16) or len(dims) != 4:
         kind = TensorProto.DataType.Name(tensor.elem_type) if tensor.elem_type else "no tensor"
         shown = ", ".join(str(dim or "?") for dim in dims)
         raise SourceError(
@@ -408,7 +439,8 @@ def _described_input(file: OnnxFile, size: tuple[int, int] | None) -> _Input:
             )
         sides.append(side)
     any_size = height is None and width is None
-    return _Input(inputs[0].name, batch, channels, sides[0], sides[1], channels_last, any_size)
+    dtype = onnx.helper.tensor_dtype_to_np_dtype(tensor.elem_type)
+    return _Input(inputs[0].name, batch, channels, sides[0], sides[1], channels_last, any_size, dtype)
 
 
 def _prepare(
@@ -418,6 +450,9 @@ def _prepare(
     model = ir.from_proto(to_design_opset(file.light))
     graph = model.graph
     _attach_weights(graph, file)
+    is_half = has_half_weights(graph)
+    if is_half:
+        widen(graph)
     TopologicalSortPass()(model)
     image = graph.inputs[0]
     sides = ["height", "width"] if dynamic_size else [spec.height, spec.width]
@@ -432,7 +467,7 @@ def _prepare(
     fold_constants(model)
     if spec.batch is not None:
         images = np.resize(noise[0], (spec.batch, *noise[0].shape[1:]))
-        free_batch(model, image, spec.batch, spec.feeds(images)[spec.name])
+        free_batch(model, image, spec.batch, spec.laid_out(images))
     infer_shapes(model)
     _name_image(graph, spec, sides)
     infer_shapes(model)
@@ -446,7 +481,7 @@ def _prepare(
     graph.outputs[:] = [logits]
     RemoveUnusedNodesPass()(model)
     _name_values(graph)
-    return _Prepared(model, str(logits.name), activation)
+    return _Prepared(model, str(logits.name), activation, is_half)
 
 
 def _attach_weights(graph: ir.Graph, file: OnnxFile) -> None:

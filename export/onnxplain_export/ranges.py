@@ -22,6 +22,7 @@ UNBOUNDED = Range(-np.inf, np.inf)
 #: What they put out are elements of their first input, or means of some and of zeros.
 _KEEPING = {
     "AveragePool",
+    "Cast",
     "Flatten",
     "GlobalAveragePool",
     "GlobalMaxPool",

@@ -17,6 +17,10 @@ Some networks lose more to rounding than others. Where an error is larger than u
 rounding moves what is expected: the gradients of the graph in float32 by reference from those in float64, and
 PyTorch's logits and activations from its own in float64.
 
+A file in half precision is verified widened to float32, and so with its rounded weights alone: onnxruntime's
+CPU provider runs its nodes in float32 where it has no others, and whether it rounds between them depends on
+what else is asked of it. How far rounding brings the logits is asked apart.
+
 Quantisers round to steps that have no slope. For the check of the rules they are taken away, but for the cut
 at the ends of their range: there the rules, which let the gradient straight through, are exact.
 """
@@ -46,7 +50,8 @@ from onnxplain_export.assemble import (
     LOGITS,
     cam_names,
 )
-from onnxplain_export.graph import static_dims
+from onnxplain_export.graph import is_half, static_dims
+from onnxplain_export.half_precision import as_float32, check_half, logits_in_half
 from onnxplain_export.pixels_check import check_pixels, explainer_inside
 from onnxplain_export.probe import Probe
 from onnxplain_export.reference_graph import Array, Arrays, ReferenceGraph
@@ -126,10 +131,16 @@ def verify(path: str | os.PathLike[str]) -> Verification:
     any_size = image is not None and None in static_dims(image)[2:] and not manifest.pixels
     probe = Probe.draw(manifest.input, _num_classes(model, file), any_size=any_size)
     try:
-        with explainer_inside(file, model, manifest) as (inside_file, inside):
+        with (
+            as_float32(file, model) as (plain_file, plain),
+            explainer_inside(plain_file, plain, manifest) as (inside_file, inside),
+        ):
             verification = _verify(inside_file, inside, manifest, probe)
             if manifest.pixels:
-                check_pixels(file, model, inside_file, manifest)
+                check_pixels(plain_file, plain, inside_file, manifest)
+            if is_half(model.graph):
+                logits = run_file(inside_file, inside, probe, [])[LOGITS]
+                _verify_half(file, model, manifest, probe, logits)
     except VerificationError:
         raise
     except Exception as error:  # whatever a damaged or hostile file makes its readers raise
@@ -157,6 +168,13 @@ def _verify(file: Path, model: ir.Model, manifest: Manifest, probe: Probe) -> Ve
     )
     check_heatmap(model, probe, manifest, outputs)
     return verification
+
+
+def _verify_half(file: Path, model: ir.Model, manifest: Manifest, probe: Probe, expected: Array) -> None:
+    """Check that rounding to float16 leaves the logits near those expected, in the file and by reference."""
+    with explainer_inside(file, model, manifest) as (inside_file, inside):
+        check_half(run_file(inside_file, inside, probe, [])[LOGITS], expected)
+        check_half(logits_in_half(inside, probe), expected[:1])
 
 
 def map_outputs(manifest: Manifest) -> list[str]:

@@ -31,6 +31,7 @@ from onnxplain_export.rules.windows import Window
 
 #: Up to how many convolutions one with strides is divided into.
 _MOST = 4
+_SWAPPED = ".swapped."
 
 
 @dataclass(frozen=True)
@@ -103,6 +104,12 @@ def _phases(window: Window, axis: int, longer: int) -> list[_Phase]:
     return phases
 
 
+def source_of_swapped(name: str) -> str | None:
+    """Return the name of the weights whose channels were swapped to make those of a name; None of others."""
+    source, found, _ = name.rpartition(_SWAPPED)
+    return source if found else None
+
+
 def _conv(
     op: Op, node: ir.Node, gradient: ir.Value, kernel: npt.NDArray[Any], phases: Sequence[_Phase]
 ) -> ir.Value | None:
@@ -122,7 +129,8 @@ def _weights(op: Op, node: ir.Node, kernel: npt.NDArray[Any], taps: Sequence[tup
     """Return some taps of the weights with, in each group, its channels swapped: made once a graph."""
     assert node.graph is not None
     groups = node.attributes.get_int("group", 1)
-    name = f"{operand(node, 1).name}.swapped.{groups}.{'x'.join('_'.join(map(str, along)) for along in taps)}"
+    kept = "x".join("_".join(map(str, along)) for along in taps)
+    name = f"{operand(node, 1).name}{_SWAPPED}{groups}.{kept}"
     known = node.graph.initializers.get(name)
     if known is not None:
         return known

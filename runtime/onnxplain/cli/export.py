@@ -75,6 +75,11 @@ if TYPE_CHECKING:
     is_flag=True,
     help="Let the file take pictures as they are: 8-bit RGB of any size, preprocessed in the file.",
 )
+@click.option(
+    "--fp16",
+    is_flag=True,
+    help="Half precision: weights and forward pass in float16, half the file.",
+)
 def command(
     source: str,
     output: Path,
@@ -84,6 +89,7 @@ def command(
     dynamic_size: bool,
     heatmap: str | None,
     pixels: bool,
+    fp16: bool,
     checkpoint: Path | None,
     labels_file: Path | None,
     activation: Activation | None,
@@ -119,6 +125,7 @@ def command(
         dynamic_size=dynamic_size,
         heatmap=heatmap,
         pixels=pixels,
+        fp16=fp16,
         progress=_step,
     )
     click.echo(facts(_summary(report)))

@@ -35,7 +35,7 @@ def verification_facts(verification: Verification, source: str) -> list[tuple[st
     """Return the relative errors that a verification measured, each with what it was measured against."""
     found = [
         ("gradient rules", f"{verification.rules:.1g} from central differences, in float64"),
-        ("logits", f"{verification.logits:.1g} from {source}, in float32 with onnxruntime"),
+        ("logits", f"{verification.logits:.1g} from {source}, with onnxruntime"),
         ("gradients", f"{verification.gradients:.1g} from the same graph in float64"),
     ]
     if verification.autograd is not None:
