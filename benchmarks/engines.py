@@ -219,8 +219,8 @@ All these engines run the same file; none needs one of its own. What it took, an
   do either. Einsum of nothing ends the process up to 1.26 too: explain such networks there with one class
   at least.
 
-`python -m pytest tests/test_engines.py -m slow` runs every gradient rule on OpenVINO, onnxruntime-node and
-onnxruntime-web, with and without classes.
+`python -m pytest tests/test_rules_on_engines.py -m slow` runs every gradient rule on OpenVINO,
+onnxruntime-node and onnxruntime-web, with and without classes.
 """
 
 

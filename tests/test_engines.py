@@ -5,61 +5,32 @@ Skipped where an engine isn't installed and, for npm's packages, can't be.
 
 from __future__ import annotations
 
-import json
-import shutil
-import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnx_ir as ir
 import pytest
 import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from graphs import Arrays, differentiated, in_onnxruntime
-from onnxplain.web_page import ORT_WEB
 from onnxplain_export import export
-from rule_cases.case import Case
+from other_engines import PACKAGES, assert_equal
 from test_heatmap_outputs import network
 from test_pixels import SPECS, Passing, noise, write
-from test_rules import COTANGENTS, SUPPORTED, build, classes_of
 from test_tokens import ChannelsLast, VisionTransformer
 
 sys.path.append(str(Path(__file__).parents[1] / "benchmarks"))
-from engine_runs import Runner, in_node, in_openvino, many_in_node, node_modules, on_provider
+from engine_runs import Runner, in_node, in_openvino, on_provider
 
-ROOT = Path(__file__).resolve().parents[1]
-NODE = json.loads((ROOT / "examples" / "node" / "package.json").read_text())["dependencies"]
-PACKAGES = {"onnxruntime-node": f"onnxruntime-node@{NODE['onnxruntime-node']}", "onnxruntime-web": ORT_WEB}
-ENGINES = ["OpenVINO", *PACKAGES]
+ENGINES = ["OpenVINO", *(pytest.param(package, marks=pytest.mark.slow) for package in PACKAGES)]
 #: Of five: ranks, classes, and two that don't exist.
 CLASSES = np.array([[-1, 3, -2, 5], [0, -6, 4, -3]])
 MISSING = np.array([[0, 0, 0, 1], [0, 1, 0, 0]], bool)
 
 in_python = on_provider("CPUExecutionProvider")
-
-
-@pytest.fixture(scope="session")
-def npm_packages(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Have npm's packages where NODE_PATH says: those that are there, or those that the project pins."""
-    if node_modules(*PACKAGES):
-        yield
-        return
-    if not shutil.which("node") or not shutil.which("npm"):
-        pytest.skip("Node and its npm are not here")
-    folder = tmp_path_factory.mktemp("npm")
-    options = ["--ignore-scripts", "--no-package-lock", "--no-audit", "--no-fund", "--fetch-retries=1"]
-    command = ["npm", "install", "--prefix", str(folder), *options, *PACKAGES.values()]
-    installed = subprocess.run(command, capture_output=True, text=True)
-    if installed.returncode != 0:
-        pytest.skip(f"npm can't install the packages: {installed.stderr.splitlines()[:1]}")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("NODE_PATH", str(folder / "node_modules"))
-        yield
 
 
 @pytest.fixture(params=ENGINES)
@@ -117,14 +88,6 @@ class Mean(nn.Module):
         return maps.mean((2, 3))
 
 
-def assert_equal(found: Arrays, expected: Arrays, tolerance: float = 1e-5) -> None:
-    """Compare an engine's outputs with onnxruntime's, over the largest; heatmaps as they are."""
-    assert found.keys() >= expected.keys()  # OpenVINO has all names of one value
-    for name, array in expected.items():
-        scale = np.nanmax(np.abs(array), initial=0) if name != "heatmap" else 1.0
-        np.testing.assert_allclose(found[name], array, rtol=0, atol=tolerance * scale, err_msg=name)
-
-
 @pytest.mark.parametrize("name", NETWORKS)
 def test_answers_are_onnxruntimes(name: str, run: Runner, tmp_path: Path) -> None:
     """Ranks, classes that don't exist, several, one and none."""
@@ -166,79 +129,3 @@ def test_pictures(name: str, run: Runner, tmp_path: Path) -> None:
         feeds = [{"image": noise(size, 2), "class_index": classes[:, :count]} for count in (3, 0)]
         for ours, theirs in zip(in_python(path, feeds), run(path, feeds), strict=True):
             assert_equal(theirs, ours)
-
-
-#: What OpenVINO 2026.4 gets wrong: with dynamic sizes and its indices asked for, this MaxPool isn't padded.
-OPENVINO_FAILS = "MaxPool: SAME_UPPER, dynamic size"
-SQUARE = [case for case in SUPPORTED if "square" in case.note]
-PRODUCTS = [case for case in SUPPORTED if case.operator in ("MatMul", "Gemm", "Einsum", "LRN")]
-
-
-def write_rule(case: Case, rows: int, path: Path) -> tuple[Arrays, Arrays]:
-    """Write the graph of a rule's case; return feeds, and what onnxruntime makes of them."""
-    built = build(case)
-    feeds = {**built.feeds, "classes": classes_of(built, rows)}
-    model = differentiated(built.model, *built.targets)
-    ir.save(model, path)
-    return feeds, in_onnxruntime(model, feeds)
-
-
-def check_rule_in_openvino(case: Case, rows: int, folder: Path) -> None:
-    built, path = build(case), folder / "rule.onnx"
-    ir.save(built.model, path)
-    try:
-        (plain,) = in_openvino(path, [built.feeds])
-        assert_equal(plain, in_onnxruntime(built.model, built.feeds))
-    except Exception:  # whatever it raises where it lacks the operator
-        pytest.skip("OpenVINO doesn't compute the operator itself")
-    feeds, expected = write_rule(case, rows, path)
-    (found,) = in_openvino(path, [feeds])
-    assert_equal(found, expected)
-
-
-@pytest.mark.parametrize("rows", [COTANGENTS, 0])
-@pytest.mark.parametrize("case", SQUARE, ids=str)
-def test_square_weights_in_openvino(case: Case, rows: int, tmp_path: Path) -> None:
-    """It takes a square constant for its transpose where one graph has both."""
-    pytest.importorskip("openvino")
-    check_rule_in_openvino(case, rows, tmp_path)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("rows", [COTANGENTS, 0])
-@pytest.mark.parametrize("case", SUPPORTED, ids=str)
-def test_rules_in_openvino(case: Case, rows: int, tmp_path: Path, request: pytest.FixtureRequest) -> None:
-    pytest.importorskip("openvino")
-    if str(case) == OPENVINO_FAILS:
-        request.applymarker(pytest.mark.xfail(reason="a bug of OpenVINO's", strict=True))
-    check_rule_in_openvino(case, rows, tmp_path)
-
-
-def check_rules_in_node(package: str, cases: list[Case], rows: int, folder: Path) -> None:
-    """All in one process of Node."""
-    paths = [folder / f"{number}.onnx" for number in range(len(cases))]
-    written = [write_rule(case, rows, path) for case, path in zip(cases, paths, strict=True)]
-    jobs = [(path, [feeds]) for path, (feeds, _) in zip(paths, written, strict=True)]
-    problems = {}
-    for case, (_, expected), found in zip(cases, written, many_in_node(package, jobs), strict=True):
-        try:
-            assert not isinstance(found, str), found
-            assert_equal(found[0], expected)
-        except AssertionError as error:
-            problems[str(case)] = str(error)
-    assert problems == {}
-
-
-@pytest.mark.usefixtures("npm_packages")
-@pytest.mark.parametrize("package", PACKAGES)
-def test_products_without_classes_in_node(package: str, tmp_path: Path) -> None:
-    """onnxruntime before 1.32 fails to multiply one matrix by a stack of none."""
-    check_rules_in_node(package, PRODUCTS, 0, tmp_path)
-
-
-@pytest.mark.slow
-@pytest.mark.usefixtures("npm_packages")
-@pytest.mark.parametrize("rows", [COTANGENTS, 0])
-@pytest.mark.parametrize("package", PACKAGES)
-def test_rules_in_node(package: str, rows: int, tmp_path: Path) -> None:
-    check_rules_in_node(package, SUPPORTED, rows, tmp_path)
