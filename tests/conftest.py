@@ -2,6 +2,37 @@
 
 from __future__ import annotations
 
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from other_engines import PACKAGES
 from torchvision_operators import declare_torchvision_operators
 
+sys.path.append(str(Path(__file__).parents[1] / "benchmarks"))
+from engine_runs import node_modules
+
 declare_torchvision_operators()
+
+
+@pytest.fixture(scope="session")
+def npm_packages(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Have npm's packages where NODE_PATH says: those that are there, or those that the project pins."""
+    if node_modules(*PACKAGES):
+        yield
+        return
+    if not shutil.which("node") or not shutil.which("npm"):
+        pytest.skip("Node and its npm are not here")
+    folder = tmp_path_factory.mktemp("npm")
+    options = ["--ignore-scripts", "--no-package-lock", "--no-audit", "--no-fund", "--fetch-retries=1"]
+    command = ["npm", "install", "--prefix", str(folder), *options, *PACKAGES.values()]
+    installed = subprocess.run(command, capture_output=True, text=True)
+    if installed.returncode != 0:
+        pytest.skip(f"npm can't install the packages: {installed.stderr.splitlines()[:1]}")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("NODE_PATH", str(folder / "node_modules"))
+        yield

@@ -259,7 +259,7 @@ def test_verification_sees_another_place(tmp_path: Path) -> None:
     pads = next(node for node in proto.graph.node if node.op_type == "Pad").input[1]
     node = next(node for node in proto.graph.node if node.output[0] == pads)
     with pytest.raises(VerificationError, match="lays its heatmap elsewhere"):
-        verify(shifted(path, node, proto, np.array([1, 0, -1, 0])))
+        verify(shifted(path, node, proto, np.array([0, 0, 1, 0, 0, 0, -1, 0])))
 
 
 def test_a_manifest_that_says_otherwise(tmp_path: Path) -> None:

@@ -28,9 +28,17 @@ def heatmap(op: Op, maps: Sequence[ir.Value], rows: Weights, columns: Weights) -
     resized = []
     for map_ in maps:
         cells = _stretched(op, op.Relu(map_))
-        across = op.Transpose(columns(map_), perm=[1, 0])
-        resized.append(op.MatMul(op.MatMul(rows(map_), cells), across))
+        # Weights stand on the right, and onnxruntime fuses such turns with no product: without classes these
+        # are stacks of no matrices, at which it fails before 1.32, and up to 1.26 ends the process.
+        across = op.Transpose(cells, perm=[0, 3, 1, 2])
+        down = op.Transpose(_spread(op, across, rows(map_)), perm=[0, 2, 3, 1])
+        resized.append(_spread(op, down, columns(map_)))
     return _stretched(op, op.Sum(*resized) if len(resized) > 1 else resized[0])
+
+
+def _spread(op: Op, cells: ir.Value, weights: ir.Value) -> ir.Value:
+    """Emit cells along the last axis spread over the pixels of a side."""
+    return op.MatMul(cells, op.Transpose(weights, perm=[1, 0]))
 
 
 def sides_of(op: Op, image: ir.Value) -> tuple[Weights, Weights]:

@@ -89,8 +89,7 @@ class Picture:
             levels = self._filtered_down(op, self._filtered_across(op, planes, spec), spec)
         if _may_be_smaller(spec):
             first, last = self._kept(op)
-            beyond = op.Concat(op.Sub(first, self.offset), op.Sub(self._end(op), last), axis=0)
-            levels = op.Pad(levels, beyond, 0.0, SPACE)
+            levels = _padded(op, levels, op.Sub(first, self.offset), op.Sub(self._end(op), last))
         mean, std = (np.array(numbers).reshape(3, 1, 1) for numbers in (spec.mean, spec.std))
         scale, shift = (numbers.astype(np.float32) for numbers in (1 / (255 * std), -mean / std))
         return op.Add(
@@ -180,7 +179,15 @@ class Picture:
     def placed(self, op: Op, heat: ir.Value) -> ir.Value:
         """Emit heatmaps as large as the picture: 0 where the network saw nothing of it."""
         first, last = self._seen(op)
-        return op.Pad(heat, op.Concat(first, op.Sub(self.size, last), axis=0), 0.0, SPACE)
+        return _padded(op, heat, first, op.Sub(self.size, last))
+
+
+def _padded(op: Op, value: ir.Value, before: ir.Value, after: ir.Value) -> ir.Value:
+    """Emit zeros around rows and columns.
+
+    The pads of all axes: with axes, onnxruntime 1.32 fails as it moves a Transpose past the Pad.
+    """
+    return op.Pad(value, op.Concat([0, 0], before, [0, 0], after, axis=0), 0.0)
 
 
 def _of(op: Op, vector: ir.Value, side: int) -> ir.Value:

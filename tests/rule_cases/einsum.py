@@ -20,6 +20,7 @@ CASES = [
     row("Einsum", "diagonal and another operand", x(3, 3, 3), x(3, 2), equation="iii,ij->ij"),
     row("Einsum", "three operands", x(B, 3), x(3, 4), x(4, 2), equation="bi,ij,jk->bk"),
     row("Einsum", "a constant", x(B, 3, 4), weights(3, 4), equation="bij,ij->bj"),
+    row("Einsum", "square weights", x(B, 3, 4), weights(4, 4), equation="bij,jk->bik"),
     row("Einsum", "outer product", x(3), x(4), equation="i,j->ij"),
     row("Einsum", "spaces", x(B, 3), x(B, 3), equation="b i, b i -> b"),
 ]

@@ -9,6 +9,7 @@ from onnxplain_export.rules.kernels import Maps, kernel_gradient
 from onnxplain_export.rules.phases import conv_by_phases
 from onnxplain_export.rules.registry import Op, vjp
 from onnxplain_export.rules.shapes import fold_classes, reshape_like
+from onnxplain_export.rules.weights import apart
 from onnxplain_export.rules.windows import Window, known_spatial_size, spatial_size
 
 
@@ -30,7 +31,7 @@ def conv(op: Op, node: ir.Node, wrt: int, gradient: ir.Value) -> ir.Value:
         result = conv_by_phases(op, node, folded, kernel, window, known_spatial_size(x))
     if result is None:
         groups = node.attributes.get_int("group", 1)
-        result = transposed_conv(op, folded, weights, window, spatial_size(op, x), groups)
+        result = transposed_conv(op, folded, _apart(op, node), window, spatial_size(op, x), groups)
     return reshape_like(op, result, x)
 
 
@@ -45,13 +46,21 @@ def conv_transpose(op: Op, node: ir.Node, wrt: int, gradient: ir.Value) -> ir.Va
         return kernel_gradient(op, node, window, coarse=Maps(x), fine=Maps(node.outputs[0], gradient))
     result = op.Conv(
         fold_classes(op, gradient, node.outputs[0]),
-        weights,
+        _apart(op, node),
         strides=window.strides,
         dilations=window.dilations,
         pads=window.pads,
         group=node.attributes.get_int("group", 1),
     )
     return reshape_like(op, result, x)
+
+
+def _apart(op: Op, node: ir.Node) -> ir.Value:
+    """Return a convolution's weights for one in which each group's channels change places."""
+    weights = operand(node, 1)
+    channels, others = static_dims(weights)[:2]
+    groups = node.attributes.get_int("group", 1)
+    return apart(op, weights, [channels and channels // groups, others])
 
 
 def _bias_gradient(op: Op, node: ir.Node, gradient: ir.Value) -> ir.Value:

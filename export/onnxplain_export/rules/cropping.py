@@ -10,7 +10,7 @@ import onnx_ir as ir
 from onnxplain_export.graph import constant_ints, operand, rank, static_dim, static_dims
 from onnxplain_export.rules.placing import numbers_to, pad_axes, put_back
 from onnxplain_export.rules.registry import Op, constant_like, vjp
-from onnxplain_export.rules.shapes import reshape_like, zeros_like
+from onnxplain_export.rules.shapes import for_classes, reshape_like, zeros_like
 
 _TO_THE_END = 2**63 - 1
 
@@ -133,7 +133,7 @@ def _fold_back(
     last = rank(x)
     if axis + 1 == last:
         return op.MatMul(gradient, constant_like(op, matrix, x))
-    left = constant_like(op, matrix.T, x)
+    left = for_classes(op, constant_like(op, matrix.T, x), gradient, 1 + last)
     if axis + 2 == last:
         return op.MatMul(left, gradient)
     swapped = list(range(last + 1))

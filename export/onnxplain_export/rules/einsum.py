@@ -11,6 +11,8 @@ import onnx_ir as ir
 from onnxplain_export.graph import operand, rank, static_dims
 from onnxplain_export.rules.placing import numbers_to
 from onnxplain_export.rules.registry import Op, constant_like, vjp
+from onnxplain_export.rules.shapes import repeated
+from onnxplain_export.rules.weights import apart
 
 
 @vjp("Einsum")
@@ -24,7 +26,7 @@ def einsum(op: Op, node: ir.Node, wrt: int, gradient: ir.Value) -> ir.Value:
     x = operands[wrt]
     others = [index for index in range(len(operands)) if index != wrt]
     spare = _unused("".join([*terms, result]))
-    classes, factors = spare.pop(), [operands[index] for index in others]
+    classes, factors = spare.pop(), [_factor(op, operands[index]) for index in others]
     given = [classes + result, *(terms[index] for index in others)]
     wanted = ""
     for axis, label in enumerate(terms[wrt]):
@@ -48,7 +50,7 @@ def einsum(op: Op, node: ir.Node, wrt: int, gradient: ir.Value) -> ir.Value:
     dx = op.Einsum(gradient, *factors, equation=f"{','.join(given)}->{kept}")
     if missing:
         dx = op.Unsqueeze(dx, missing)
-    return op.Expand(dx, op.Shape(x)) if repeats else dx
+    return repeated(op, dx, x) if repeats else dx
 
 
 def _parsed(equation: str, ranks: Sequence[int]) -> tuple[list[str], str]:
@@ -91,6 +93,10 @@ def _sizes(
         label: ({size for size in sizes if size != 1} or {1}) if label in result else sizes
         for label, sizes in occurring.items()
     }
+
+
+def _factor(op: Op, value: ir.Value) -> ir.Value:
+    return apart(op, value, static_dims(value))
 
 
 def _identity_matrix(op: Op, x: ir.Value, axis: int) -> ir.Value:

@@ -9,7 +9,7 @@ import onnx_ir as ir
 
 from onnxplain_export.graph import operand, static_dim
 from onnxplain_export.rules.registry import Op, UnsupportedCaseError
-from onnxplain_export.rules.shapes import reshape_like
+from onnxplain_export.rules.shapes import for_classes, reshape_like
 from onnxplain_export.rules.windows import Window, blocks_of, known_spatial_size
 
 
@@ -43,6 +43,11 @@ def kernel_gradient(op: Op, node: ir.Node, window: Window, coarse: Maps, fine: M
     blocks = op.Reshape(blocks, _by_group(op, fine, groups, math.prod(window.kernel), count))
     axes = 4 if fine.gradient is None else 5
     blocks = op.Transpose(blocks, perm=[*range(axes - 2), axes - 1, axes - 2])
+    # Both are [batch, groups, channels and taps, places], and one has the classes in front.
+    if coarse.gradient is None:
+        places = for_classes(op, places, blocks, 5)
+    else:
+        blocks = for_classes(op, blocks, places, 5)
     products = op.ReduceSum(op.MatMul(places, blocks), [1], keepdims=0)
     return reshape_like(op, products, operand(node, 1))
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 
-from onnxplain_export.graph import constant, constant_ints, ints, operand, rank
+from onnxplain_export.graph import constant, constant_ints, ints, operand, rank, static_dims
 from onnxplain_export.rules.registry import (
     Op,
     Selection,
@@ -16,7 +16,8 @@ from onnxplain_export.rules.registry import (
     selection_vjp,
     vjp,
 )
-from onnxplain_export.rules.shapes import reshape_like
+from onnxplain_export.rules.shapes import for_classes, reshape_like
+from onnxplain_export.rules.weights import apart
 from onnxplain_export.rules.windows import Window, blocks_of
 
 
@@ -32,10 +33,14 @@ def matmul(op: Op, node: ir.Node, wrt: int, gradient: ir.Value) -> ir.Value | No
         y, gradient = op.Unsqueeze(y, [1]), op.Unsqueeze(gradient, [-1])
     if x_is_vector:
         x, gradient = op.Unsqueeze(x, [0]), op.Unsqueeze(gradient, [-2])
+    axes = 1 + max(rank(x), rank(y))
     if wrt == 0:
-        result = op.MatMul(gradient, _transposed(op, y))
+        right = _transposed(op, y)
+        # One matrix on the right is multiplied as a whole, by a stack of any height.
+        right = right if rank(y) == 2 else for_classes(op, right, gradient, axes)
+        result = op.MatMul(gradient, right)
         return op.Squeeze(result, [-2]) if x_is_vector else result
-    result = op.MatMul(_transposed(op, x), gradient)
+    result = op.MatMul(for_classes(op, _transposed(op, x), gradient, axes), gradient)
     return op.Squeeze(result, [-1]) if y_is_vector else result
 
 
@@ -50,9 +55,10 @@ def gemm(op: Op, node: ir.Node, wrt: int, gradient: ir.Value) -> ir.Value:
     )
     gradient = _scaled(op, gradient, node.attributes.get_float("alpha", 1.0))
     if wrt == 0:
-        result = op.MatMul(gradient, b if b_is_transposed else _transposed(op, b))
+        result = op.MatMul(gradient, apart(op, b, static_dims(b)) if b_is_transposed else _transposed(op, b))
         return _swapped(op, result) if a_is_transposed else result
-    result = op.MatMul(a if a_is_transposed else _transposed(op, a), gradient)
+    left = apart(op, a, static_dims(a)) if a_is_transposed else _transposed(op, a)
+    result = op.MatMul(for_classes(op, left, gradient, 3), gradient)
     return _swapped(op, result) if b_is_transposed else result
 
 
@@ -97,7 +103,8 @@ def _scaled(op: Op, value: ir.Value, factor: float) -> ir.Value:
 def _transposed(op: Op, matrix: ir.Value) -> ir.Value:
     """Swap a forward value's last two axes; a Transpose of a weight is folded or fused at load."""
     axes = list(range(rank(matrix)))
-    return op.Transpose(matrix, perm=[*axes[:-2], axes[-1], axes[-2]])
+    own = apart(op, matrix, static_dims(matrix)[-2:])
+    return op.Transpose(own, perm=[*axes[:-2], axes[-1], axes[-2]])
 
 
 def _swapped(op: Op, gradient: ir.Value) -> ir.Value:

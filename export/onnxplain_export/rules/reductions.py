@@ -12,6 +12,7 @@ import onnx_ir as ir
 
 from onnxplain_export.graph import constant_ints, operand, rank, static_dims
 from onnxplain_export.rules.registry import Op, constant_like, vjp
+from onnxplain_export.rules.shapes import repeated
 
 
 @vjp("ReduceSum")
@@ -101,7 +102,7 @@ def _mean_gradient(op: Op, x: ir.Value, axes: list[int], gradient: ir.Value) -> 
     sizes = [static_dims(x)[axis] if axis in axes else 1 for axis in range(min(axes, default=0), 0)]
     known = [size for size in sizes if size is not None]
     if not axes or len(known) < len(sizes):
-        return op.Expand(op.Div(gradient, element_count(op, x, axes)), op.Shape(x))
+        return repeated(op, op.Div(gradient, element_count(op, x, axes)), x)
     # Divided by so many equal numbers, folded at load, it is repeated too: a third of what Expand takes.
     count = ir.tensor(np.array([math.prod(known)], x.dtype.numpy() if x.dtype else np.float32))
     return op.Div(gradient, op.ConstantOfShape(known, value=count))
@@ -155,4 +156,4 @@ def _kept(op: Op, node: ir.Node, value: ir.Value) -> ir.Value:
 
 def _repeat(op: Op, node: ir.Node, gradient: ir.Value) -> ir.Value:
     """Return a gradient repeated along the reduced axes, of which it has one element each."""
-    return op.Expand(gradient, op.Shape(operand(node, 0)))
+    return repeated(op, gradient, operand(node, 0))

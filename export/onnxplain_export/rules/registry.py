@@ -52,9 +52,13 @@ class Selection:
     logits: ir.Value
 
     def one_hot(self, op: Op) -> ir.Value:
-        """Return it written out, [classes, batch, num_classes]."""
+        """Return it written out, [classes, batch, num_classes].
+
+        Without classes, OneHot ends the whole process in onnxruntime up to 1.26.
+        """
         depth = op.Squeeze(op.Shape(self.logits, start=1, end=2), [0])
-        return op.OneHot(self.classes, depth, constant_like(op, [0.0, 1.0], self.logits), axis=-1)
+        is_selected = op.Equal(op.Unsqueeze(self.classes, [-1]), op.Range(0, depth, 1))
+        return op.Cast(is_selected, to=self.logits.dtype)
 
 
 #: ``rule(op, node, wrt, gradient)`` returns the gradient of ``node.inputs[wrt]``, or None if it is zero.

@@ -14,7 +14,7 @@ from onnx.reference import ReferenceEvaluator
 from onnxplain_export.graph import constant, ints, operand, rank, static_dims
 from onnxplain_export.reference_operators import OPERATORS
 from onnxplain_export.rules.registry import Op, UnsupportedCaseError, constant_like, vjp
-from onnxplain_export.rules.shapes import reshape_like
+from onnxplain_export.rules.shapes import for_classes, reshape_like
 
 Matrix = npt.NDArray[np.float64]
 
@@ -44,7 +44,9 @@ def resize(op: Op, node: ir.Node, wrt: int, gradient: ir.Value) -> ir.Value:
                     "a Resize along other axes than the last two, of a size that is only known at run time"
                 )
             gradient, is_folded = op.Reshape(gradient, [-1, after, math.prod(known)]), True
-        gradient = op.MatMul(_weights(op, node, axis, scales.get(axis)), gradient)
+        weights = _weights(op, node, axis, scales.get(axis))
+        weights = for_classes(op, weights, gradient, 3 if is_folded else 1 + rank(x))
+        gradient = op.MatMul(weights, gradient)
     return reshape_like(op, gradient, x) if is_folded else gradient
 
 

@@ -51,6 +51,16 @@ def _input_of_same_batch(value: ir.Value) -> ir.Value | None:
     return next((given for given in value.graph.inputs if given.shape and given.shape[0] == batch), None)
 
 
+def for_classes(op: Op, primal: ir.Value, gradient: ir.Value, axes: int) -> ir.Value:
+    """Return a primal that a gradient is multiplied with: one for all classes, none where there are none.
+
+    It gets the gradient's number of axes. onnxruntime before 1.32 doesn't multiply one matrix by a stack of
+    none, and a plain prediction would fail.
+    """
+    stacked = op.Unsqueeze(primal, list(range(axes - rank(primal))))
+    return op.Slice(stacked, [0], op.Min(op.Shape(gradient, end=1), [1]), [0])
+
+
 def fold_classes(op: Op, gradient: ir.Value, output: ir.Value) -> ir.Value:
     """Fold a gradient's classes into its batch, for operators that take one batch axis."""
     dims = static_dims(output)[1:]
@@ -144,8 +154,20 @@ def _length(op: Op, values: Sequence[ir.Value | None], axis: int) -> ir.Value | 
 
 def zeros_like(op: Op, gradient: ir.Value, primal: ir.Value) -> ir.Value:
     """Return zeros of the shape ``[classes, *primal.shape]``, with the classes of another gradient."""
-    shape = op.Concat(op.Shape(gradient, start=0, end=1), op.Shape(primal), axis=0)
+    shape = _with_classes(op, gradient, primal)
     return op.Expand(constant_like(op, 0.0, primal), shape)
+
+
+def repeated(op: Op, gradient: ir.Value, primal: ir.Value) -> ir.Value:
+    """Return a gradient repeated along axes of length 1 to the shape ``[classes, *primal.shape]``.
+
+    With the primal's shape alone OpenVINO fails where there are no classes.
+    """
+    return op.Expand(gradient, _with_classes(op, gradient, primal))
+
+
+def _with_classes(op: Op, gradient: ir.Value, primal: ir.Value) -> ir.Value:
+    return op.Concat(op.Shape(gradient, start=0, end=1), op.Shape(primal), axis=0)
 
 
 @vjp("Tile")
