@@ -7,7 +7,7 @@ import { readFileSync, writeFileSync } from "node:fs";
 import { createRequire } from "node:module";
 import { join } from "node:path";
 
-const ARRAYS = { float32: Float32Array, int64: BigInt64Array, uint8: Uint8Array };
+const ARRAYS = { float32: Float32Array, int32: Int32Array, int64: BigInt64Array, uint8: Uint8Array };
 
 const [name, folder] = process.argv.slice(2);
 const ort = createRequire(import.meta.url)(name);

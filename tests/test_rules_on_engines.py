@@ -31,6 +31,13 @@ def write_rule(case: Case, rows: int, path: Path) -> tuple[Arrays, Arrays]:
     return feeds, in_onnxruntime(model, feeds)
 
 
+def write_operator(case: Case, path: Path) -> tuple[Arrays, Arrays]:
+    """Do the same for the operator alone, with no gradient around it."""
+    built = build(case)
+    ir.save(built.model, path)
+    return built.feeds, in_onnxruntime(built.model, built.feeds)
+
+
 def check_rule_in_openvino(case: Case, rows: int, folder: Path) -> None:
     feeds, expected = write_rule(case, rows, folder / "rule.onnx")
     (found,) = in_openvino(folder / "rule.onnx", [feeds])
@@ -45,17 +52,6 @@ def test_square_weights_in_openvino(case: Case, rows: int, tmp_path: Path) -> No
     check_rule_in_openvino(case, rows, tmp_path)
 
 
-def skip_what_openvino_lacks(case: Case, folder: Path) -> None:
-    """Skip an operator that it doesn't compute as onnxruntime does, with no gradient around."""
-    built, path = build(case), folder / "plain.onnx"
-    ir.save(built.model, path)
-    try:
-        (found,) = in_openvino(path, [built.feeds])
-        assert_equal(found, in_onnxruntime(built.model, built.feeds))
-    except Exception:  # whatever it raises
-        pytest.skip("OpenVINO doesn't compute the operator itself")
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("rows", [COTANGENTS, 0])
 @pytest.mark.parametrize("case", SUPPORTED, ids=str)
@@ -63,8 +59,27 @@ def test_rules_in_openvino(case: Case, rows: int, tmp_path: Path, request: pytes
     pytest.importorskip("openvino")
     if str(case) == OPENVINO_FAILS:
         request.applymarker(pytest.mark.xfail(reason="a bug of OpenVINO's", strict=True))
-    skip_what_openvino_lacks(case, tmp_path)
+    feeds, expected = write_operator(case, tmp_path / "operator.onnx")
+    try:
+        assert_equal(in_openvino(tmp_path / "operator.onnx", [feeds])[0], expected)
+    except Exception:  # whatever it raises where it lacks the operator
+        pytest.skip("OpenVINO doesn't compute the operator itself")
     check_rule_in_openvino(case, rows, tmp_path)
+
+
+def problems_in_node(
+    package: str, paths: list[Path], written: list[tuple[Arrays, Arrays]]
+) -> dict[Path, str]:
+    """Run models in one process of Node; return what is wrong, by file."""
+    jobs = [(path, [feeds]) for path, (feeds, _) in zip(paths, written, strict=True)]
+    problems = {}
+    for path, (_, expected), found in zip(paths, written, many_in_node(package, jobs), strict=True):
+        try:
+            assert not isinstance(found, str), found
+            assert_equal(found[0], expected)
+        except AssertionError as error:
+            problems[path] = str(error)
+    return problems
 
 
 @pytest.mark.slow
@@ -72,15 +87,11 @@ def test_rules_in_openvino(case: Case, rows: int, tmp_path: Path, request: pytes
 @pytest.mark.parametrize("rows", [COTANGENTS, 0])
 @pytest.mark.parametrize("package", PACKAGES)
 def test_rules_in_node(package: str, rows: int, tmp_path: Path) -> None:
-    """All in one process of Node."""
-    paths = [tmp_path / f"{number}.onnx" for number in range(len(SUPPORTED))]
-    written = [write_rule(case, rows, path) for case, path in zip(SUPPORTED, paths, strict=True)]
-    jobs = [(path, [feeds]) for path, (feeds, _) in zip(paths, written, strict=True)]
-    problems = {}
-    for case, (_, expected), found in zip(SUPPORTED, written, many_in_node(package, jobs), strict=True):
-        try:
-            assert not isinstance(found, str), found
-            assert_equal(found[0], expected)
-        except AssertionError as error:
-            problems[str(case)] = str(error)
-    assert problems == {}
+    """But for the few operators that fail by themselves: onnxruntime-web infers some shapes wrongly."""
+    paths = {case: tmp_path / f"{number}.onnx" for number, case in enumerate(map(str, SUPPORTED))}
+    operators = [write_operator(case, paths[str(case)]) for case in SUPPORTED]
+    lacking = problems_in_node(package, list(paths.values()), operators)
+    cases = [case for case in SUPPORTED if paths[str(case)] not in lacking]
+    assert len(lacking) <= 20
+    rules = [write_rule(case, rows, paths[str(case)]) for case in cases]
+    assert problems_in_node(package, [paths[str(case)] for case in cases], rules) == {}
