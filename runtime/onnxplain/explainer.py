@@ -264,6 +264,8 @@ class Explainer:
             self._infer(np.stack([images[i] for i in batch]), [class_index[i] for i in batch], layers)
             for batch in batches.values()
         ]
+        if len(results) == 1:  # gradients are large: no copies
+            return results[0]
         order = np.argsort([number for batch in batches.values() for number in batch])
         return {name: np.concatenate([result[name] for result in results])[order] for name in results[0]}
 
