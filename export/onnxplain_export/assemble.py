@@ -165,8 +165,7 @@ def assemble(
     if picture is None:
         names.call(traced.image, INPUT)
     else:
-        assert pixels is not None
-        normalised = picture.normalised(op, pixels)
+        normalised = picture.normalised(op)
         normalised.type, normalised.shape = traced.image.type, traced.image.shape
         names.call(normalised, NORMALISED)
         traced.image.replace_all_uses_with(normalised)

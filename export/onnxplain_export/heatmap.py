@@ -55,7 +55,7 @@ def _side(op: Op, image: ir.Value, axis: int) -> Weights:
             constant = interpolation(cells, 0, length, range(length))
             return op.Constant(value=ir.tensor(constant))
         pixels = op.Squeeze(op.Shape(image, start=axis, end=axis + 1), [0])
-        shares = op.Div(op.Add(_as_float(op, op.Range(0, pixels, 1)), 0.5), _as_float(op, pixels))
+        shares = op.Div(op.Add(as_float(op, op.Range(0, pixels, 1)), 0.5), as_float(op, pixels))
         return weights_at(op, shares, op.Shape(map_, start=axis, end=axis + 1))
 
     return weights
@@ -71,14 +71,15 @@ def weights_at(op: Op, shares: ir.Value, cells: ir.Value) -> ir.Value:
     cells
         How many the map has, [1].
     """
-    count = _as_float(op, cells)
+    count = as_float(op, cells)
     centres = op.Sub(op.Mul(shares, count), 0.5)
     centres = op.Min(op.Max(centres, 0.0), op.Sub(count, 1.0))
-    each = _as_float(op, op.Range(0, op.Squeeze(cells, [0]), 1))
+    each = as_float(op, op.Range(0, op.Squeeze(cells, [0]), 1))
     return op.Relu(op.Sub(1.0, op.Abs(op.Sub(op.Unsqueeze(centres, [1]), each))))
 
 
-def _as_float(op: Op, numbers: ir.Value) -> ir.Value:
+def as_float(op: Op, numbers: ir.Value) -> ir.Value:
+    """Emit numbers as float32."""
     return op.Cast(numbers, to=ir.DataType.FLOAT)
 
 

@@ -14,7 +14,7 @@ import onnx_ir as ir
 
 from onnxplain.errors import SourceError
 from onnxplain.manifest import Preprocessing
-from onnxplain_export.heatmap import Weights, weights_at
+from onnxplain_export.heatmap import Weights, as_float, weights_at
 from onnxplain_export.rules.registry import Op
 
 #: The value that the network takes, in files whose `image` is a picture.
@@ -52,6 +52,7 @@ def check_takes_pixels(spec: Preprocessing, *, any_size: bool) -> None:
 class Picture:
     """The picture that a file takes, and what becomes of it: whole numbers [2], for rows and columns."""
 
+    spec: Preprocessing
     value: ir.Value
     """Uint8 [batch, height, width, 3]."""
     size: ir.Value
@@ -74,19 +75,20 @@ class Picture:
         else:
             resized = op.Constant(value_ints=spec.resize or (spec.height, spec.width))
         crop = op.Constant(value_ints=[spec.height, spec.width])
-        return cls(value, size, resized, _crop_offset(op, resized, crop), crop)
+        return cls(spec, value, size, resized, _crop_offset(op, resized, crop), crop)
 
-    def normalised(self, op: Op, spec: Preprocessing) -> ir.Value:
+    def normalised(self, op: Op) -> ir.Value:
         """Emit what the network takes: float32 [batch, 3, height, width]."""
+        spec = self.spec
         planes = op.Transpose(self.value, perm=[0, 3, 1, 2])
         if spec.color == "BGR":
             planes = op.Gather(planes, [2, 1, 0], axis=1)
         if spec.interpolation == "nearest":
             for side, axis in enumerate(SPACE):
                 planes = op.Gather(planes, self._nearest(op, side), axis=axis)
-            levels = op.Cast(planes, to=ir.DataType.FLOAT)
+            levels = as_float(op, planes)
         else:
-            levels = self._filtered_down(op, self._filtered_across(op, planes, spec), spec)
+            levels = self._filtered_down(op, self._filtered_across(op, planes))
         if _may_be_smaller(spec):
             first, last = self._kept(op)
             levels = _padded(op, levels, op.Sub(first, self.offset), op.Sub(self._end(op), last))
@@ -96,7 +98,7 @@ class Picture:
             op.Mul(levels, op.Constant(value=ir.tensor(scale))), op.Constant(value=ir.tensor(shift))
         )
 
-    def _filtered_across(self, op: Op, planes: ir.Value, spec: Preprocessing) -> ir.Value:
+    def _filtered_across(self, op: Op, planes: ir.Value) -> ir.Value:
         """Emit the columns that the crop keeps, resized across: uint8 [batch, 3, height, columns].
 
         Whole levels again after each direction, as Pillow has them. All four sizes: with axes, onnxruntime
@@ -104,12 +106,12 @@ class Picture:
         """
         width = _at(op, self.resized, 1)
         sizes = op.Concat(op.Shape(planes, end=3), width, axis=0)
-        kind = _FILTERS[spec.interpolation]
+        kind = _FILTERS[self.spec.interpolation]
         resized = op.Resize(planes, None, None, sizes, antialias=1, exclude_outside=1, **kind)
         first, last = (_at(op, edge, 1) for edge in self._kept(op))
         return op.Slice(resized, first, last, [SPACE[1]])
 
-    def _filtered_down(self, op: Op, planes: ir.Value, spec: Preprocessing) -> ir.Value:
+    def _filtered_down(self, op: Op, planes: ir.Value) -> ir.Value:
         """Emit the rows that the crop keeps, of columns resized down: whole levels, float32.
 
         By a product with the filter's weights, and not by Resize: that would make all rows first, and of a
@@ -123,11 +125,11 @@ class Picture:
             op.Mul(_centres(op, inputs), resized), op.Unsqueeze(op.Mul(_centres(op, rows), height), [1])
         )
         tap = op.Mul(op.Max(height, resized), 2)
-        weights = _KERNELS[spec.interpolation](
-            op, op.Abs(op.Div(_as_float(op, from_output), _as_float(op, tap)))
+        weights = _KERNELS[self.spec.interpolation](
+            op, op.Abs(op.Div(as_float(op, from_output), as_float(op, tap)))
         )
         weights = op.Div(weights, op.ReduceSum(weights, [1], keepdims=1))
-        levels = op.MatMul(weights, _as_float(op, planes))
+        levels = op.MatMul(weights, as_float(op, planes))
         return op.Clip(op.Floor(op.Add(levels, 0.5)), 0.0, 255.0)
 
     def _nearest(self, op: Op, side: int) -> ir.Value:
@@ -174,7 +176,7 @@ class Picture:
         )
         along = op.Sub(op.Mul(_centres(op, numbers), resized), op.Mul(op.Mul(offset, size), 2))
         extent = op.Mul(op.Mul(crop, size), 2)
-        return op.Div(_as_float(op, along), _as_float(op, extent))
+        return op.Div(as_float(op, along), as_float(op, extent))
 
     def placed(self, op: Op, heat: ir.Value) -> ir.Value:
         """Emit heatmaps as large as the picture: 0 where the network saw nothing of it."""
@@ -205,10 +207,6 @@ def _centres(op: Op, numbers: ir.Value) -> ir.Value:
     return op.Add(op.Mul(numbers, 2), 1)
 
 
-def _as_float(op: Op, numbers: ir.Value) -> ir.Value:
-    return op.Cast(numbers, to=ir.DataType.FLOAT)
-
-
 def _triangle(op: Op, distance: ir.Value) -> ir.Value:
     return op.Relu(op.Sub(1.0, distance))
 
@@ -228,7 +226,7 @@ _KERNELS = {"bilinear": _triangle, "bicubic": _cubic}
 def _crop_offset(op: Op, resized: ir.Value, crop: ir.Value) -> ir.Value:
     """Emit where a centre crop begins; of two pixels in the middle torchvision takes the even one."""
     margin = op.Sub(resized, crop)
-    half = op.Mul(op.Cast(margin, to=ir.DataType.FLOAT), 0.5)
+    half = op.Mul(as_float(op, margin), 0.5)
     offset = op.Where(op.Less(margin, 0), op.Ceil(half), op.Round(half))
     return op.Cast(offset, to=ir.DataType.INT64)
 
