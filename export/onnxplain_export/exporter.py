@@ -21,7 +21,7 @@ from onnxplain_export.assemble import LOGITS, TracedModel, assemble, output_name
 from onnxplain_export.files import check_destination, moved_into_place, save, size_of
 from onnxplain_export.front_end import FrontEnd
 from onnxplain_export.graph import is_quantised, skip_identities
-from onnxplain_export.half_precision import check_half, halve, largest_numbers
+from onnxplain_export.half_precision import halve, largest_numbers
 from onnxplain_export.head import is_gap_linear
 from onnxplain_export.layers import LayerCandidate, automatic_layer
 from onnxplain_export.onnx_file import first_line
@@ -33,6 +33,7 @@ from onnxplain_export.rule_check import check_rules
 from onnxplain_export.running import reference_outputs, run_file
 from onnxplain_export.verification import (
     Verification,
+    check_half,
     check_heatmap,
     compare,
     differentiated_layers,

@@ -22,7 +22,6 @@ import onnx
 import onnx_ir as ir
 from onnx_ir.passes.common import LiftConstantsToInitializersPass, TopologicalSortPass
 
-from onnxplain.errors import VerificationError
 from onnxplain_export.assemble import CLASS_INDEX, INPUT, LOGITS, TracedModel
 from onnxplain_export.files import save
 from onnxplain_export.graph import is_half, operand, skip_identities
@@ -51,8 +50,6 @@ _LARGEST, _SMALLEST = 2.0**13, 2.0**-10
 _TO_HALF = {("to", HALF.value), ("dtype", HALF.value)}
 #: Rounding to float16 moves a tensor by less, unless it holds numbers that don't fit.
 _ROUNDING = 1e-3
-#: And the logits by less: networks differ in what they make of it.
-_FURTHEST = 5e-2
 
 
 def has_half_weights(graph: ir.Graph) -> bool:
@@ -161,23 +158,6 @@ def logits_in_half(model: ir.Model, probe: Probe) -> Array:
     """
     feeds = {INPUT: probe.image[:1], CLASS_INDEX: probe.class_index[:1]}
     return ReferenceGraph(model, list(feeds), [LOGITS], {}, in_float64=False).run(feeds)[LOGITS]
-
-
-def check_half(logits: Array, expected: Array) -> float:
-    """Return how far logits in half precision are from others.
-
-    Raises
-    ------
-    VerificationError
-        It is further than rounding brings them.
-    """
-    error = float(np.linalg.norm(logits - expected) / np.linalg.norm(expected))
-    if not error <= _FURTHEST:
-        raise VerificationError(
-            f"in float16 the logits are off by {error:.1e} (relative; at most {_FURTHEST:.0e} is rounding): "
-            "the network needs float32; leave fp16 out"
-        )
-    return error
 
 
 def _chosen(nodes: Iterable[ir.Node], largest: Mapping[str, float]) -> set[ir.Node]:
