@@ -49,8 +49,13 @@ def overlay(
         raise ValueError(f"unknown colour map {colormap!r}; there are {', '.join(get_args(Colormap))}")
     if not 0 <= alpha <= 1:
         raise ValueError(f"alpha must be in [0, 1], not {alpha}")
-    levels = cv2.convertScaleAbs(heatmap, alpha=255)
-    code = getattr(cv2, f"COLORMAP_{colormap.upper()}")
-    colours = cv2.cvtColor(cv2.applyColorMap(levels, code), cv2.COLOR_BGR2RGB)
+    levels = np.asarray(cv2.convertScaleAbs(heatmap, alpha=255), np.uint8)
+    colours = colours_of(levels, colormap)
     weight = heatmap * np.float32(alpha)
     return cv2.blendLinear(image, colours, 1 - weight, weight).astype(np.uint8, copy=False)
+
+
+def colours_of(levels: NDArray[np.uint8], colormap: Colormap = "inferno") -> NDArray[np.uint8]:
+    """Return the colours, RGB [H, W, 3], of levels of heat from 0 to 255, [H, W]."""
+    code = getattr(cv2, f"COLORMAP_{colormap.upper()}")
+    return np.asarray(cv2.cvtColor(cv2.applyColorMap(levels, code), cv2.COLOR_BGR2RGB), np.uint8)

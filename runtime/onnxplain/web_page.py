@@ -21,7 +21,7 @@ import numpy as np
 
 from onnxplain.errors import ModelError, OnnxplainError
 from onnxplain.files import folder_moved_into_place
-from onnxplain.opencv import cv2
+from onnxplain.overlay import colours_of
 from onnxplain.session import create_session, model_name, read_manifest
 
 ORT_WEB = "onnxruntime-web@1.30.0"
@@ -114,8 +114,7 @@ def _check_whole(copy: Path, model: Path) -> None:
 def _colours() -> list[int]:
     """Return the colours of an overlay from heat 0 to heat 1: red, green and blue in turn."""
     levels = np.arange(256, dtype=np.uint8)[None]
-    bgr = cv2.applyColorMap(levels, cv2.COLORMAP_INFERNO)[0]
-    return [int(channel) for channel in bgr[:, ::-1].ravel()]
+    return [int(channel) for channel in colours_of(levels).ravel()]
 
 
 def _check_free(output: Path) -> None:
