@@ -7,14 +7,12 @@ page itself says it, and in Python. Needs npm, Chromium, and playwright.
 from __future__ import annotations
 
 import argparse
-import functools
 import shutil
 import statistics
+import sys
 import tempfile
-import threading
 import time
 from collections.abc import Sequence
-from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 from playwright.sync_api import sync_playwright
@@ -23,19 +21,8 @@ from onnxplain import Explainer
 from onnxplain.images import read_image
 from onnxplain.web_page import write_page
 
-ISOLATED = {"Cross-Origin-Opener-Policy": "same-origin", "Cross-Origin-Embedder-Policy": "require-corp"}
-
-
-class Handler(SimpleHTTPRequestHandler):
-    for_threads = False
-
-    def end_headers(self) -> None:
-        for name, value in ISOLATED.items() if self.for_threads else ():
-            self.send_header(name, value)
-        super().end_headers()
-
-    def log_message(self, *_: object) -> None:
-        pass
+sys.path.append(str(Path(__file__).parents[1] / "tests"))
+from page_server import FOR_THREADS, Server
 
 
 def in_python(model: Path, picture: Path, repeats: int) -> list[float]:
@@ -49,10 +36,9 @@ def in_python(model: Path, picture: Path, repeats: int) -> list[float]:
     return found
 
 
-def in_browser(folder: Path, picture: Path, repeats: int) -> tuple[list[float], str]:
+def in_browser(folder: Path, picture: Path, repeats: int, headers: dict[str, str]) -> tuple[list[float], str]:
     """Return the milliseconds of each explanation as the page says them, and its threads."""
-    server = ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Handler, directory=str(folder)))
-    threading.Thread(target=server.serve_forever, daemon=True).start()
+    server = Server(folder, headers)
     found = []
     with sync_playwright() as playwright:
         path = shutil.which("chromium") or shutil.which("google-chrome")
@@ -61,7 +47,7 @@ def in_browser(folder: Path, picture: Path, repeats: int) -> tuple[list[float], 
         page.add_init_script(
             "document.addEventListener('explained', () => (window.done = (window.done ?? 0) + 1))"
         )
-        page.goto(f"http://localhost:{server.server_port}/")
+        page.goto(server.url)
         threads = page.wait_for_selector("#facts li:has-text('thread')").inner_text()
         page.wait_for_selector("#facts li:has-text('works offline')")
         for number in range(repeats):
@@ -70,7 +56,7 @@ def in_browser(folder: Path, picture: Path, repeats: int) -> tuple[list[float], 
                 time.sleep(0.05)
             found.append(float(page.inner_text("#status").rpartition(" ms")[0].rpartition(" ")[2]))
         browser.close()
-    server.shutdown()
+    server.stop()
     return found, threads
 
 
@@ -87,12 +73,12 @@ def main() -> None:
     )
     parser.add_argument("--repeats", type=int, default=30)
     arguments = parser.parse_args()
-    Handler.for_threads = arguments.threads
+    headers = FOR_THREADS if arguments.threads else {}
     timed = in_python(arguments.model, arguments.picture, arguments.repeats)
     print(f"Python: {describe(timed)}, the first {timed[0]:.0f} ms")
     with tempfile.TemporaryDirectory() as folder:
         write_page(arguments.model, Path(folder) / "page")
-        timed, threads = in_browser(Path(folder) / "page", arguments.picture, arguments.repeats)
+        timed, threads = in_browser(Path(folder) / "page", arguments.picture, arguments.repeats, headers)
     print(f"Chromium, {threads}: {describe(timed)}, the first {timed[0]:.0f} ms")
 
 

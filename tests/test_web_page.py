@@ -6,14 +6,11 @@ Skipped where Chromium, its driver (the package playwright) or npm aren't there.
 from __future__ import annotations
 
 import base64
-import functools
 import io
 import json
 import shutil
-import threading
 import time
 from collections.abc import Callable, Iterator
-from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +28,7 @@ from torchvision.models import mobilenet_v2
 from onnxplain import Explainer, OnnxplainError, web_page
 from onnxplain.web_page import fetch_ort_web, write_page
 from onnxplain_export import export
+from page_server import FOR_THREADS, Server
 from test_web import HOSTILE, LABELS, write_model
 
 pytestmark = pytest.mark.slow
@@ -64,31 +62,6 @@ number => {
   return { ...others, heatmap: btoa(text), logits: [...logits] };
 }
 """
-
-
-class Server(ThreadingHTTPServer):
-    """Hands out a folder's files, as `python -m http.server` does, until it is stopped."""
-
-    def __init__(self, folder: Path, headers: dict[str, str] | None = None) -> None:
-        class Handler(SimpleHTTPRequestHandler):
-            def end_headers(self) -> None:
-                for name, value in (headers or {}).items():
-                    self.send_header(name, value)
-                super().end_headers()
-
-            def log_message(self, *_: object) -> None:
-                """Say nothing."""
-
-        super().__init__(("127.0.0.1", 0), functools.partial(Handler, directory=str(folder)))
-        self.url = f"http://localhost:{self.server_port}/"
-        threading.Thread(target=self.serve_forever, daemon=True).start()
-
-    def handle_error(self, *_: object) -> None:
-        """Say nothing where the browser hangs up."""
-
-    def stop(self) -> None:
-        self.shutdown()
-        self.server_close()
 
 
 class Page:
@@ -727,8 +700,7 @@ def test_headers_for_threads(
     monkeypatch.setattr(web_page, "_source", on_eight_cores)
     folder = tmp_path / "page"
     write_page(model, folder, ort_web)
-    headers = {"Cross-Origin-Opener-Policy": "same-origin", "Cross-Origin-Embedder-Policy": "require-corp"}
-    page = visit(folder, headers=headers)
+    page = visit(folder, headers=FOR_THREADS)
     page.wait_until_kept()
     for _ in range(2):  # from the server, and from the cache
         assert page.tab.evaluate("crossOriginIsolated")
