@@ -21,6 +21,8 @@ from onnxplain_export.rules.registry import Op
 NORMALISED = "normalised_image"
 
 SPACE = [2, 3]
+# More than a sum of levels is off by: a half is rounded up on every engine, in whatever order it adds.
+_ROUNDING = 2.0**-9
 # Attributes of Resize. Pillow's filters leave taps beyond the edge out.
 _FILTERS: Mapping[str, Mapping[str, Any]] = {
     "bilinear": {"mode": "linear"},
@@ -130,7 +132,7 @@ class Picture:
         )
         weights = op.Div(weights, op.ReduceSum(weights, [1], keepdims=1))
         levels = op.MatMul(weights, as_float(op, planes))
-        return op.Clip(op.Floor(op.Add(levels, 0.5)), 0.0, 255.0)
+        return op.Clip(op.Floor(op.Add(levels, 0.5 + _ROUNDING)), 0.0, 255.0)
 
     def _nearest(self, op: Op, side: int) -> ir.Value:
         """Emit the picture's pixel under the centre of each that the crop keeps."""
