@@ -3,8 +3,8 @@
 `python benchmarks/precision.py --weights mobilenet_v2.pth PHOTOGRAPHS...` exports torchvision's mobilenet_v2
 with these weights in float32, float16 and int8, at its last layer and at `features.14`. The int8 model is
 calibrated on every other photograph. Maps of the predicted class are compared with the float32 model's: on
-all photographs, or on those that int8 wasn't calibrated on. Each file is then timed in processes of its own,
-in turn.
+all photographs, or on those that int8 wasn't calibrated on. Each file is then timed in a process of its
+own, in turn.
 
 `--networks resnet18 vit_b_16 ...` adds others in float16, with every parameter redrawn.
 
@@ -15,7 +15,6 @@ onnxruntime's CPU provider runs such nodes in float32.
 from __future__ import annotations
 
 import argparse
-import statistics
 import sys
 import tempfile
 import warnings
@@ -25,7 +24,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from deep_layers import SEED, SIZE, timed_apart
+from contenders import Contender, race
+from networks import SIZE, build, export_plain
 
 ROOT = Path(__file__).parents[1]
 sys.path += [str(ROOT / "tests"), str(ROOT / "examples")]
@@ -43,7 +43,7 @@ def main() -> None:
     )
     parser.add_argument("--networks", nargs="*", default=[], help="of torchvision, redrawn, in float16 too")
     parser.add_argument("--rounds", type=int, default=15)
-    parser.add_argument("--runs", type=int, default=60, help="timed runs of a process")
+    parser.add_argument("--seconds", type=float, default=0.3, help="that a file runs in a round")
     parser.add_argument("--threads", type=int, default=2)
     options = parser.parse_args()
     from torchvision_operators import declare_torchvision_operators
@@ -70,15 +70,7 @@ def export_all(folder: Path, weights: Path, calibration: Sequence[Path]) -> dict
     network = mobilenet_v2()
     network.load_state_dict(torch.load(weights, weights_only=True))
     files = {name: folder / f"{name}.onnx" for name in ("float32", "int8")}
-    torch.onnx.export(
-        network.eval(),
-        (torch.zeros(2, 3, SIZE, SIZE),),
-        files["float32"],
-        dynamo=True,
-        dynamic_shapes=({0: "batch"},),
-        external_data=False,
-        verbose=False,
-    )
+    export_plain(network.eval(), files["float32"])
     for layer, (plain, quantised) in LAYERS.items():
         sources = {"float32": ("float32", plain), "float16": ("float32", plain), "int8": ("int8", quantised)}
         for kind, (source, name) in sources.items():
@@ -110,33 +102,24 @@ def print_agreement(files: dict[str, Path], photographs: Sequence[Path]) -> None
 
 def print_latencies(files: dict[str, Path], options: argparse.Namespace) -> None:
     """Print the median latency of each file, and the median of the rounds' ratios to the plain model."""
-    rounds = [
-        {name: timed_apart(str(path), options.runs, options.threads) for name, path in files.items()}
-        for _ in range(options.rounds)
-    ]
+    field = {name: Contender("file", str(path), threads=options.threads) for name, path in files.items()}
+    timings = race(field, options.rounds, options.seconds)
     print("\n| model | ms | x its plain model | quartiles |")
     print("|---|---:|---:|---:|")
-    for name in files:
+    for name, timing in timings.items():
         plain = "int8" if name.startswith("int8") else "float32"
-        times = [statistics.median(seconds[name]) for seconds in rounds]
-        ratios = [
-            time / statistics.median(seconds[plain]) for time, seconds in zip(times, rounds, strict=True)
-        ]
-        low, middle, high = np.quantile(ratios, [0.25, 0.5, 0.75])
+        low, middle, high = timing.ratio(timings[plain])
         spread = "" if name == plain else f"{low:.2f} to {high:.2f}"
-        print_row([name, f"{1e3 * statistics.median(times):.2f}", f"{middle:.2f}", spread])
+        print_row([name, f"{1e3 * timing.median:.2f}", f"{middle:.2f}", spread])
 
 
 def print_half(folder: Path, name: str, photographs: Sequence[Path]) -> None:
     """Print how the maps of a network in float16 agree with those in float32, every parameter redrawn."""
     import torch
-    import torchvision.models
 
     from onnxplain_export import export
-    from redraw import redraw
 
-    example = torch.zeros(1, 3, SIZE, SIZE)
-    network = redraw(getattr(torchvision.models, name)(weights=None), example, SEED)
+    example, network = torch.zeros(1, 3, SIZE, SIZE), build(name)
     paths = [folder / f"{name}.{kind}.onnx" for kind in ("float32", "float16")]
     for path in paths:
         export(network, example, path, fp16="float16" in path.name)

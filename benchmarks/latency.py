@@ -1,0 +1,118 @@
+"""What an explanation costs, in time and memory, against the plain prediction and PyTorch's libraries.
+
+`python benchmarks/latency.py` times torchvision's networks (every parameter redrawn) at their automatic
+layers: the plain model in onnxruntime, and the explainer with no class, one class and five. `--networks
+resnet50 resnet50:layer4.0` names others, with a layer where it isn't the automatic one; `--batch 8` takes
+more images; `--libraries` adds grad-cam, torchcam and captum (`pip install -c constraints.txt ".[bench]"`).
+
+Each contender has a process of its own, and they take turns. Printed is the median latency, and the ratio to
+the plain prediction: the median over rounds, with its quartiles.
+"""
+
+from __future__ import annotations
+
+import argparse
+import platform
+import tempfile
+from collections.abc import Iterable, Sequence
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+import numpy as np
+from contenders import Contender, Timing, race
+from networks import CNNS, TRANSFORMERS, Files, export_files
+
+PLAIN = "plain"
+CLASSES = {"no class": 0, "one class": 1, "five classes": 5}
+LIBRARIES = ("grad-cam", "torchcam", "captum")
+PACKAGES = ("onnxplain", "onnxruntime", "torch", *LIBRARIES)
+
+
+def main() -> None:
+    """Export the files, time the contenders of each network in turn, and print the table."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--networks", nargs="+", default=[*CNNS, *TRANSFORMERS], metavar="NETWORK[:LAYER]")
+    parser.add_argument("--batch", type=int, default=1)
+    parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--seconds", type=float, default=0.3, help="that a contender runs in a round")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--libraries", action="store_true", help="time PyTorch's libraries too")
+    parser.add_argument("--folder", type=Path, help="keep the exported files here, and take those that are")
+    options = parser.parse_args()
+    libraries = LIBRARIES if options.libraries else ()
+    print(machine(options.threads))
+    print_row(["network", "plain, ms", *CLASSES, "memory", *libraries])
+    print_row(["---", *["---:"] * (2 + len(CLASSES) + len(libraries))])
+    ratios: list[list[float]] = []
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = options.folder or Path(temporary)
+        folder.mkdir(parents=True, exist_ok=True)
+        for spec in options.networks:
+            files = export_files(spec, folder)
+            field = contenders(spec.partition(":")[0], files, options, libraries)
+            timings = race(field, options.rounds, options.seconds)
+            print_row(cells(spec, timings))
+            ratios.append([timings[name].ratio(timings[PLAIN])[1] for name in [*CLASSES, *libraries]])
+    means = [f"{mean:.2f}" for mean in np.exp(np.log(ratios).mean(axis=0))]
+    print_row(["geometric mean", "", *means[: len(CLASSES)], "", *means[len(CLASSES) :]])
+
+
+def machine(threads: int) -> str:
+    """Say what the table was measured with."""
+    versions = []
+    for package in PACKAGES:
+        try:
+            versions.append(f"{package} {version(package)}")
+        except PackageNotFoundError:
+            continue
+    return f"{processor()}, {threads} threads; Python {platform.python_version()}, {', '.join(versions)}\n"
+
+
+def processor() -> str:
+    """Return the processor's name."""
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.exists() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()
+
+
+def contenders(
+    network: str, files: Files, options: argparse.Namespace, libraries: Iterable[str]
+) -> dict[str, Contender]:
+    """Return what is timed of a network, by name."""
+
+    def on_file(path: Path, classes: int) -> Contender:
+        return Contender("file", str(path), options.batch, options.threads, classes)
+
+    field = {PLAIN: on_file(files.plain, 0)}
+    field |= {name: on_file(files.explainer, classes) for name, classes in CLASSES.items()}
+    layer = files.layer
+    field |= {
+        name: Contender(name, network, options.batch, options.threads, layer=layer) for name in libraries
+    }
+    return field
+
+
+def cells(spec: str, timings: dict[str, Timing]) -> list[str]:
+    """Return a network's row."""
+    plain = timings[PLAIN]
+    memory = timings["one class"].peak / max(plain.peak, 1)
+    row = [spec, f"{1e3 * plain.median:.1f}", *(ratio(timings[name], plain) for name in CLASSES)]
+    return [*row, f"{memory:.2f}", *(ratio(timings[name], plain) for name in LIBRARIES if name in timings)]
+
+
+def ratio(timing: Timing, plain: Timing) -> str:
+    """Return a ratio with its quartiles."""
+    low, middle, high = timing.ratio(plain)
+    return f"{middle:.2f} ({low:.2f}–{high:.2f})"
+
+
+def print_row(row: Sequence[str]) -> None:
+    """Print a row of a table."""
+    print(f"| {' | '.join(row)} |", flush=True)
+
+
+if __name__ == "__main__":
+    main()
