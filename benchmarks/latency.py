@@ -5,6 +5,8 @@ layers: the plain model in onnxruntime, and the explainer with no class, one cla
 resnet50 resnet50:layer4.0` names others, with a layer where it isn't the automatic one; `--batch 8` takes
 more images; `--libraries` adds grad-cam, torchcam and captum (`pip install -c constraints.txt ".[bench]"`).
 
+`--plot FILE` draws them.
+
 Each contender has a process of its own, and they take turns. Printed is the median latency, and the ratio to
 the plain prediction: the median over rounds, with its quartiles.
 """
@@ -39,13 +41,16 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=0.3, help="that a contender runs in a round")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--libraries", action="store_true", help="time PyTorch's libraries too")
+    parser.add_argument(
+        "--plot", type=Path, help="picture file for the ratios of one class and the libraries"
+    )
     parser.add_argument("--folder", type=Path, help="keep the exported files here, and take those that are")
     options = parser.parse_args()
     libraries = LIBRARIES if options.libraries else ()
     print(machine(options.threads))
     print_row(["network", "plain, ms", *CLASSES, "memory", *libraries])
     print_row(["---", *["---:"] * (2 + len(CLASSES) + len(libraries))])
-    ratios: list[list[float]] = []
+    ratios: dict[str, list[float]] = {}
     with tempfile.TemporaryDirectory() as temporary:
         folder = options.folder or Path(temporary)
         folder.mkdir(parents=True, exist_ok=True)
@@ -54,9 +59,11 @@ def main() -> None:
             field = contenders(spec.partition(":")[0], files, options, libraries)
             timings = race(field, options.rounds, options.seconds)
             print_row(cells(spec, timings))
-            ratios.append([timings[name].ratio(timings[PLAIN])[1] for name in [*CLASSES, *libraries]])
-    means = [f"{mean:.2f}" for mean in np.exp(np.log(ratios).mean(axis=0))]
+            ratios[spec] = [timings[name].ratio(timings[PLAIN])[1] for name in [*CLASSES, *libraries]]
+    means = [f"{mean:.2f}" for mean in np.exp(np.log(list(ratios.values())).mean(axis=0))]
     print_row(["geometric mean", "", *means[: len(CLASSES)], "", *means[len(CLASSES) :]])
+    if options.plot:
+        draw(ratios, [*CLASSES, *libraries], options.plot)
 
 
 def machine(threads: int) -> str:
@@ -107,6 +114,32 @@ def ratio(timing: Timing, plain: Timing) -> str:
     """Return a ratio with its quartiles."""
     low, middle, high = timing.ratio(plain)
     return f"{middle:.2f} ({low:.2f}–{high:.2f})"
+
+
+def draw(ratios: dict[str, list[float]], names: Sequence[str], path: Path) -> None:
+    """Draw what one explanation costs, times the plain prediction, for each network."""
+    from matplotlib import pyplot
+    from matplotlib.ticker import ScalarFormatter
+
+    shown = ["one class", *(name for name in LIBRARIES if name in names)]
+    figure, axes = pyplot.subplots(figsize=(9, 3.6), layout="constrained")
+    places, width = np.arange(len(ratios)), 0.8 / len(shown)
+    colours = ["#b5367a", "#9aa5b1", "#6b7683", "#c9d1d9"]
+    for number, (name, colour) in enumerate(zip(shown, colours, strict=False)):
+        heights = [row[names.index(name)] for row in ratios.values()]
+        label = "onnxplain" if name == "one class" else name
+        axes.bar(places + (number - (len(shown) - 1) / 2) * width, heights, width, label=label, color=colour)
+    axes.axhline(1, color="black", linewidth=0.8)
+    axes.set_yscale("log")
+    axes.set_yticks([1, 2, 5, 10, 20])
+    axes.yaxis.set_major_formatter(ScalarFormatter())
+    axes.yaxis.set_minor_formatter(lambda *_: "")
+    axes.set_ylim(0.8)
+    axes.set_ylabel("times the plain prediction")
+    axes.set_xticks(places, list(ratios), rotation=25, ha="right")
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(frameon=False, ncols=len(shown), loc="upper left", bbox_to_anchor=(0, 1.16))
+    figure.savefig(path, dpi=130)
 
 
 def print_row(row: Sequence[str]) -> None:
