@@ -47,6 +47,18 @@ class MatrixHead(nn.Module):
         return x @ self.weight + self.bias
 
 
+class ClassMaps(nn.Module):
+    """Feature maps [4, 4, 4], and logits that are averages of class maps."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.features = nn.Sequential(nn.Conv2d(3, 4, 3, stride=2, padding=1), nn.Tanh())
+        self.maps = nn.Sequential(nn.Conv2d(4, CLASSES, 1), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        return self.maps(self.features(image))
+
+
 def batch_norm() -> nn.Module:
     norm = nn.BatchNorm2d(4)
     with torch.no_grad():
@@ -147,10 +159,21 @@ def _replace(old: str, new: str) -> Callable[[ir.Graph], None]:
             node.outputs[0].shape,
         )
         node.append(replacement)
-        ir.convenience.replace_all_uses_with(node.outputs[0], output)
+        ir.convenience.replace_all_uses_with(node.outputs[0], output, replace_graph_outputs=True)
         graph.remove(node, safe=True)
 
     return rewrite
+
+
+def _squeeze(graph: ir.Graph) -> None:
+    """Write the last Reshape, of maps of one place, as a Squeeze where it is one."""
+    node = next(node for node in reversed(graph) if node.op_type == "Reshape")
+    axes = ir.node("Constant", [], {"value": ir.tensor([2, 3])})
+    axes.outputs[0].name = "places"
+    node.prepend(axes)
+    node.replace_input_with(1, axes.outputs[0])
+    node.op_type = "Squeeze"
+    node.attributes.clear()
 
 
 # What PyTorch's exporter doesn't write, and others do.
@@ -161,12 +184,23 @@ REWRITES: dict[str, Callable[[ir.Graph], None]] = {
     "Flatten": _replace("Reshape", "Flatten"),
     "GlobalAveragePool": _replace("ReduceMean", "GlobalAveragePool"),
 }
+#: Between class maps and logits; each has a rule for a gradient of one channel.
+OF_CLASS_MAPS = ["Conv", "Flatten", "GlobalAveragePool", "ReduceMean", "Relu", "Reshape", "Squeeze"]
 
 
 @functools.cache
 def _traced(tail: str, head: Callable[[int], nn.Module] | None = None) -> tuple[nn.Module, onnx.ModelProto]:
     torch.manual_seed(0)
-    model = Network(TAILS[tail](), head and head(64))
+    return _trace(Network(TAILS[tail](), head and head(64)))
+
+
+@functools.cache
+def _traced_class_maps() -> tuple[nn.Module, onnx.ModelProto]:
+    torch.manual_seed(0)
+    return _trace(ClassMaps())
+
+
+def _trace(model: nn.Module) -> tuple[nn.Module, onnx.ModelProto]:
     calls, _ = record_calls(model, EXAMPLE)
     return model, ir.to_proto(trace(model, ["features"], EXAMPLE, calls, dynamic_size=False).model)
 
@@ -179,6 +213,13 @@ def network(operator: str) -> tuple[nn.Module, onnx.ModelProto]:
 
 def network_with_logits_from(operator: str) -> tuple[nn.Module, onnx.ModelProto]:
     """Return a network whose logits an operator computes, alone or with others, and its trace."""
+    if operator in OF_CLASS_MAPS:
+        model, proto = _traced_class_maps()
+        if operator == "Squeeze":
+            copy = ir.from_proto(proto)
+            _squeeze(copy.graph)
+            return model, ir.to_proto(copy)
+        return model, _rewritten(proto, operator)
     model, proto = _traced("plain", None if operator == "Gemm" else MatrixHead)
     return model, _rewritten(proto, operator)
 

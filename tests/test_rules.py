@@ -42,7 +42,13 @@ SELECTION_CASES = [
     row("Identity", "logits as they are", x(B, 5)),
     row("Add", "a bias", x(B, 5), weights(5)),
     row("Add", "two branches", x(B, 5), x(B, 5)),
+    row("Reshape", "maps of one place", x(B, 5, 1, 1), ints(-1, 5)),
+    row("Flatten", "maps of one place", x(B, 5, 1, 1)),
+    row("Squeeze", "maps of one place", x(B, 5, 1, 1), ints(2, 3)),
+    row("ReduceMean", "of maps", x(B, 5, 3, 4), ints(2, 3), keepdims=0),
 ]
+#: Those whose result isn't logits, but maps: `test_class_maps` has them.
+ON_CLASS_MAPS = {"Conv", "GlobalAveragePool", "Relu"}
 
 # The operator computes the logits in a way that its selection rule doesn't take; the general one steps in.
 GENERAL_CASES = [
@@ -166,7 +172,7 @@ DYNAMIC = [
 
 def test_every_operator_has_a_case():
     assert {case.operator for case in SUPPORTED} == set(RULES) - QUANTISERS
-    assert {case.operator for case in SELECTION_CASES} == set(SELECTION_RULES)
+    assert {case.operator for case in SELECTION_CASES} == set(SELECTION_RULES) - ON_CLASS_MAPS
     assert len({str(case) for case in CASES}) == len(CASES)
 
 
@@ -290,6 +296,57 @@ def test_selection_rule(case, monkeypatch):
     check_slopes(built, model, classes_of(built))
     check_onnxruntime(build(case, batch=3, computes_logits=True), rows=4)
     check_onnxruntime(build(case, batch=3, computes_logits=True), rows=0)
+
+
+CLASS_MAPS = {
+    "all by their class's map": ("conv1x1", ["Relu", "GlobalAveragePool", "Flatten"], {"Conv", "Relu"}),
+    "no ReLU": ("conv1x1", ["GlobalAveragePool", "Flatten"], {"Conv", "GlobalAveragePool", "Flatten"}),
+    "a wider kernel": ("conv3x3", ["Relu", "GlobalAveragePool", "Flatten"], {"Relu"}),
+    "another activation": ("conv1x1", ["Tanh", "GlobalAveragePool", "Flatten"], {"GlobalAveragePool"}),
+    "an average of the row alone": ("conv1x1", ["ReduceMean", "Flatten"], set()),
+    "maps of several places": ("conv1x1", ["Flatten"], set()),
+}
+
+
+@pytest.mark.parametrize("name", CLASS_MAPS)
+def test_class_maps(name, monkeypatch):
+    """Logits that are averages of class maps: by the rules for one channel where these apply, else not."""
+    convolution, operators, by_selection = CLASS_MAPS[name]
+    kernel = 3 if convolution == "conv3x3" else 1
+
+    def general(*arguments: object) -> None:
+        raise AssertionError("the general rule was applied")
+
+    for operator in by_selection:
+        monkeypatch.setitem(RULES, operator, replace(RULES[operator], rule=general))
+    rng = np.random.default_rng(5)
+    constants = {
+        "weights": rng.standard_normal((6, 4, kernel, kernel)).astype(np.float32),
+        "bias": rng.standard_normal(6).astype(np.float32),
+        "axes": ints(3),
+    }
+    names = [f"y{number}" for number in range(len(operators))] + ["logits"]
+    nodes = [helper.make_node("Conv", ["x", "weights", "bias"], ["y0"], pads=[kernel // 2] * 4)]
+    for operator, given, result in zip(operators, names, names[1:], strict=False):
+        inputs = [given, "axes"] if operator == "ReduceMean" else [given]
+        nodes.append(helper.make_node(operator, inputs, [result]))
+    graph = helper.make_graph(
+        nodes,
+        "case",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["batch", 4, 3, 5])],
+        [helper.make_tensor_value_info("logits", TensorProto.FLOAT, None)],
+    )
+
+    def built(batch: int) -> Built:
+        proto = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
+        feeds = {"x": rng.standard_normal((batch, 4, 3, 5)).astype(np.float32)}
+        return Built(finished(proto, constants), ("x",), feeds)
+
+    for batch, rows in ((3, 4), (1, 2)):
+        case = built(batch)
+        check_slopes(case, differentiated(case.model, "x"), classes_of(case, rows))
+        check_onnxruntime(built(batch), rows)
+    check_onnxruntime(built(2), 0)
 
 
 @pytest.mark.parametrize("case", GENERAL_CASES, ids=str)

@@ -3,6 +3,7 @@
 from onnxplain_export.rules import (  # noqa: F401  (importing a family registers its rules)
     activations,
     arithmetic,
+    class_maps,
     convolution,
     cropping,
     einsum,

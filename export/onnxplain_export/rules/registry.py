@@ -42,23 +42,31 @@ def constant_like(op: Op, numbers: npt.ArrayLike, value: ir.Value) -> ir.Value:
 
 @dataclass(frozen=True)
 class Selection:
-    """The gradient of the selected logits with respect to all logits: one-hot, and so only named.
+    """A gradient that is zero but for one channel, that of the selected class: the channel is only named.
 
-    `classes` is int64 [classes, batch]; `logits` float [batch, num_classes]. Where a rule can use the index
-    itself, the one-hot vectors are never written out.
+    Such are the gradient of the selected logits with respect to all logits, one-hot, and that of class maps
+    which are averaged to logits. Where a rule can use the index itself, the zeros are never written out.
     """
 
     classes: ir.Value
+    """int64 [classes, batch]."""
     logits: ir.Value
+    """What it is the gradient of: float [batch, num_classes], or maps [batch, num_classes, ...]."""
+    channel: ir.Value | None = None
+    """The selected channel's gradient, repeated to [classes, batch, 1, ...]; None for 1."""
 
     def one_hot(self, op: Op) -> ir.Value:
-        """Return it written out, [classes, batch, num_classes].
+        """Return it written out, [classes, batch, num_classes, ...].
 
         Without classes, OneHot ends the whole process in onnxruntime up to 1.26.
         """
         depth = op.Squeeze(op.Shape(self.logits, start=1, end=2), [0])
         is_selected = op.Equal(op.Unsqueeze(self.classes, [-1]), op.Range(0, depth, 1))
-        return op.Cast(is_selected, to=self.logits.dtype)
+        one_hot = op.Cast(is_selected, to=self.logits.dtype)
+        spatial = list(range(3, 1 + len(self.logits.shape or ())))
+        if spatial:
+            one_hot = op.Unsqueeze(one_hot, spatial)
+        return one_hot if self.channel is None else op.Mul(one_hot, self.channel)
 
 
 #: ``rule(op, node, wrt, gradient)`` returns the gradient of ``node.inputs[wrt]``, or None if it is zero.

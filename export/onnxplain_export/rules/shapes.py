@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import onnx_ir as ir
@@ -88,7 +89,8 @@ def dropout(op: Op, node: ir.Node, wrt: int, gradient: ir.Value) -> ir.Value:
 def same_selection(op: Op, node: ir.Node, wrt: int, selection: Selection) -> Selection | None:
     """Logits = x, or x + bias: the same logits are selected in x."""
     value = operand(node, wrt)
-    return selection if static_dims(value) == static_dims(node.outputs[0]) else None
+    same = rank(value) == 2 and static_dims(value) == static_dims(node.outputs[0])
+    return replace(selection, logits=value) if same else None
 
 
 @vjp("Cast", "CastLike")
