@@ -156,7 +156,7 @@ def images(batch: int) -> NDArray[np.float32]:
 
 
 def run_file(contender: Contender) -> Callable[[], object]:
-    """Return a run of a model file, plain or an explainer, all of whose outputs are fetched."""
+    """Return a run of a model file: all outputs of an explainer, or without classes its logits alone."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
@@ -168,15 +168,16 @@ def run_file(contender: Contender) -> Callable[[], object]:
         given.name: images(contender.batch) if given.type == "tensor(float)" else ranks
         for given in session.get_inputs()
     }
-    return lambda: session.run(None, feeds)
+    outputs = None if contender.classes else [session.get_outputs()[0].name]
+    return lambda: session.run(outputs, feeds)
 
 
 def run_gradcam(contender: Contender) -> Callable[[], object]:
     """Return a run of pytorch-grad-cam's Grad-CAM for the predicted class, up to its heatmap."""
+    model, given = _in_torch(contender)
     import torch
     from pytorch_grad_cam import GradCAM
 
-    model, given = _in_torch(contender)
     cam = GradCAM(model, [model.get_submodule(contender.layer)], _reshape(contender.source))
     assert torch.get_num_threads() == contender.threads
     return lambda: cam(given, None)
@@ -184,9 +185,9 @@ def run_gradcam(contender: Contender) -> Callable[[], object]:
 
 def run_torchcam(contender: Contender) -> Callable[[], object]:
     """Return a run of torchcam's Grad-CAM for the predicted class, up to its map."""
+    model, given = _in_torch(contender)
     from torchcam.methods import GradCAM
 
-    model, given = _in_torch(contender)
     extractor = GradCAM(model, contender.layer)
 
     def run() -> object:
@@ -198,11 +199,11 @@ def run_torchcam(contender: Contender) -> Callable[[], object]:
 
 def run_captum(contender: Contender) -> Callable[[], object]:
     """Return a run of captum's LayerGradCam for the predicted class, prediction included."""
+    model, given = _in_torch(contender)
+    import torch
     from captum.attr import LayerGradCam
 
-    model, given = _in_torch(contender)
     explainer = LayerGradCam(model, model.get_submodule(contender.layer))
-    import torch
 
     def run() -> object:
         with torch.no_grad():
@@ -213,6 +214,7 @@ def run_captum(contender: Contender) -> Callable[[], object]:
 
 
 def _in_torch(contender: Contender) -> tuple[Any, Any]:
+    """Return the network and its images. Comes before the libraries' imports, which want torchvision."""
     import torch
 
     torch.set_num_threads(contender.threads)
