@@ -104,7 +104,7 @@ def _encoded(image: str | os.PathLike[str] | bytes) -> tuple[bytes, str]:
     if isinstance(image, (bytes, bytearray, memoryview)):
         return bytes(image), "the encoded picture"
     if isinstance(image, (str, os.PathLike)):
-        return _read_file(Path(image)), os.fspath(image)
+        return read_file(Path(image)), os.fspath(image)
     raise ImageError(f"a picture is a path, encoded bytes, or a numpy array, not {type(image).__name__}")
 
 
@@ -152,7 +152,14 @@ def _to_rgb_order(pixels: NDArray[Any], transparent: int | None) -> NDArray[Any]
     return np.dstack([pixels, pixels, pixels, alpha])
 
 
-def _read_file(path: Path) -> bytes:
+def read_file(path: Path) -> bytes:
+    """Return a picture file's bytes.
+
+    Raises
+    ------
+    ImageError
+        There is no such file, or it can't be read.
+    """
     try:
         return path.read_bytes()
     except FileNotFoundError:
