@@ -293,7 +293,7 @@ def test_wrong_calls(explainer):
 
 
 def test_nothing_runs_for_a_wrong_target(explainer, monkeypatch):
-    monkeypatch.setattr("onnxplain.explainer.read_image", lambda image: pytest.fail("a picture was read"))
+    monkeypatch.setattr("onnxplain.explainer.read_picture", lambda image: pytest.fail("a picture was read"))
     with pytest.raises(TargetError):
         explainer.explain("missing.png", 4)
 

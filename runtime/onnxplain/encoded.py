@@ -12,6 +12,7 @@ _PNG = b"\x89PNG\r\n\x1a\n"
 _JPEG_MARKER = re.compile(rb"\xff([^\x00\xff\xd0-\xd7])")
 """A marker other than the restarts, which are part of the entropy-coded data."""
 _END_OF_IMAGE = 0xD9
+_START_OF_FRAME = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 
 _EXIF_ORIENTATION = 0x0112
 
@@ -30,6 +31,18 @@ def find_damage(data: bytes) -> str | None:
             return "damaged: a checksum is wrong"
         if last != [b"IEND"]:
             return "cut off: the end of the picture is missing"
+    return None
+
+
+def jpeg_size(data: bytes) -> tuple[int, int] | None:
+    """Return the height and width of a JPEG in grey or colour, as it lies in the file; else None.
+
+    Which way is up, EXIF says. One of four channels (CMYK) is left out too.
+    """
+    for marker, segment in _jpeg_segments(data) if data.startswith(_JPEG) else ():
+        if marker in _START_OF_FRAME:
+            height, width = int.from_bytes(data[segment + 3 : segment + 5]), int.from_bytes(data[segment + 5 : segment + 7])
+            return (height, width) if data[segment + 7 : segment + 8] in (b"\1", b"\3") else None
     return None
 
 
@@ -64,13 +77,15 @@ def exif_orientation(exif: bytes) -> int:
 
 
 def _reaches_end_of_jpeg(data: bytes) -> bool:
-    """Walk from marker to marker, over segments whole: a thumbnail in one has an end of its own."""
+    return any(marker == _END_OF_IMAGE for marker, _ in _jpeg_segments(data))
+
+
+def _jpeg_segments(data: bytes) -> Iterator[tuple[int, int]]:
+    """Yield each marker and where its segment begins; segments are skipped whole: a thumbnail has its own."""
     position = 2
     while marker := _JPEG_MARKER.search(data, position):
-        if marker[1][0] == _END_OF_IMAGE:
-            return True
+        yield marker[1][0], marker.end()
         position = marker.end() + int.from_bytes(data[marker.end() : marker.end() + 2])
-    return False
 
 
 def _png_chunks(data: bytes) -> Iterator[tuple[bytes, bytes]]:

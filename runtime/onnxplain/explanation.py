@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass, field
+from dataclasses import astuple, dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -15,9 +15,12 @@ from onnxplain.boxes import Box, find_boxes
 from onnxplain.errors import ImageError
 from onnxplain.files import write_atomically
 from onnxplain.heatmap import heatmap
+from onnxplain.images import Picture
 from onnxplain.opencv import cv2
 from onnxplain.overlay import Colormap, overlay
 from onnxplain.preprocessing import View
+
+_BOX_GRID = 1024
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,8 +43,8 @@ class Explanation:
         Names of the target layers.
     cams
         One raw map a layer, float32 [h, w].
-    image
-        The picture, RGB, uint8 [H, W, 3].
+    picture
+        The picture, whole or reduced.
     view
         The part of the picture that the network saw.
     """
@@ -53,8 +56,13 @@ class Explanation:
     method: str
     layers: tuple[str, ...]
     cams: tuple[NDArray[np.floating[Any]], ...] = field(repr=False)
-    image: NDArray[np.uint8] = field(repr=False)
+    picture: Picture = field(repr=False)
     view: View = field(repr=False)
+
+    @property
+    def image(self) -> NDArray[np.uint8]:
+        """The picture, RGB, uint8 [H, W, 3]."""
+        return self.picture.image
 
     @property
     def layer(self) -> str:
@@ -78,7 +86,7 @@ class Explanation:
 
         Computed when first asked for: for a picture of 12 megapixels it takes 48 MB.
         """
-        return heatmap(self.cams, (self.image.shape[0], self.image.shape[1]), self.view)
+        return heatmap(self.cams, self.picture.size, self.view)
 
     def overlay(self, colormap: Colormap = "inferno", alpha: float = 0.8) -> NDArray[np.uint8]:
         """Return the picture with the heatmap in colour on it, RGB, uint8 [H, W, 3].
@@ -95,12 +103,23 @@ class Explanation:
     def boxes(self, threshold: float = 0.2) -> list[Box]:
         """Return the boxes, in pixels of the picture, of the regions hotter than `threshold`; largest first.
 
+        In a picture longer than 1024 pixels, they are as fine as a grid of so many: a map has a few cells.
+
         Parameters
         ----------
         threshold
             Fraction of the hottest pixel's heat; the CAM paper's 20 % by default.
         """
-        return find_boxes(self.heatmap, threshold)
+        height, width = self.picture.size
+        step = -(-max(height, width) // _BOX_GRID)
+        if step == 1:
+            return find_boxes(self.heatmap, threshold)
+        view = View(*(side / step for side in astuple(self.view)))
+        grid = heatmap(self.cams, (-(-height // step), -(-width // step)), view)
+        return [
+            Box(x0 * step, y0 * step, min(x1 * step, width), min(y1 * step, height))
+            for x0, y0, x1, y1 in find_boxes(grid, threshold)
+        ]
 
     def save(self, path: str | os.PathLike[str], colormap: Colormap = "inferno", alpha: float = 0.8) -> None:
         """Write the overlay to a picture file; its name says which format (.png, .jpg, .webp, ...).

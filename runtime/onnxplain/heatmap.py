@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from onnxplain.preprocessing import View
+from onnxplain.products import SMALL_PRODUCT
 
 
 def heatmap(
@@ -74,7 +75,12 @@ def _resize(map_: NDArray[np.float32], view: View, rows: range, columns: range) 
     """Sample a map, stretched over the view, at pixel centres. One pass, wherever the view begins."""
     y = interpolation(map_.shape[0], view.top, view.height, rows)
     x = interpolation(map_.shape[1], view.left, view.width, columns)
-    return np.asarray(y @ map_ @ x.T, np.float32)
+    resized = np.empty((len(y), len(x)), np.float32)
+    across = np.asarray(map_ @ x.T, np.float32)
+    band = max(1, SMALL_PRODUCT // max(1, across.size))
+    for top in range(0, len(y), band):
+        np.matmul(y[top : top + band], across, out=resized[top : top + band])
+    return resized
 
 
 def _minmax(values: NDArray[np.floating[Any]]) -> NDArray[np.float32]:

@@ -15,6 +15,12 @@ from numpy.typing import NDArray
 
 from onnxplain.manifest import Preprocessing
 from onnxplain.opencv import cv2
+from onnxplain.products import SMALL_PRODUCT
+
+_OUTPUTS = 64
+"""Outputs of a product of matrices, times the inputs that each of them takes."""
+_AT_ONCE = 2_000_000
+"""Multiplications after which the next columns are taken: what they work on stays in the processor's cache."""
 
 
 @dataclass(frozen=True)
@@ -30,7 +36,9 @@ class View:
     width: float
 
 
-def preprocess(image: NDArray[np.uint8], spec: Preprocessing) -> tuple[NDArray[np.float32], View]:
+def preprocess(
+    image: NDArray[np.uint8], spec: Preprocessing, size: tuple[int, int] | None = None
+) -> tuple[NDArray[np.float32], View]:
     """Resize, crop, scale and normalise a picture.
 
     Parameters
@@ -39,6 +47,8 @@ def preprocess(image: NDArray[np.uint8], spec: Preprocessing) -> tuple[NDArray[n
         RGB, uint8 [H, W, 3].
     spec
         The manifest's preprocessing.
+    size
+        Height and width of the whole picture, where `image` is a reduction of it.
 
     Returns
     -------
@@ -47,9 +57,10 @@ def preprocess(image: NDArray[np.uint8], spec: Preprocessing) -> tuple[NDArray[n
     view
         Where in the picture the tensor lies.
     """
-    size = _resized_size(image.shape[:2], spec)
-    top, left = _crop_offset(size[0], spec.height), _crop_offset(size[1], spec.width)
-    pixels = _resize_and_crop(image, size, (top, left), (spec.height, spec.width), spec.interpolation)
+    size = size or (image.shape[0], image.shape[1])
+    resized = _resized_size(size, spec)
+    top, left = _crop_offset(resized[0], spec.height), _crop_offset(resized[1], spec.width)
+    pixels = _resize_and_crop(image, resized, (top, left), (spec.height, spec.width), spec.interpolation)
     if spec.color == "BGR":
         pixels = pixels[..., ::-1]
     elif spec.color == "L":
@@ -58,7 +69,7 @@ def preprocess(image: NDArray[np.uint8], spec: Preprocessing) -> tuple[NDArray[n
     tensor /= 255
     tensor -= np.array(spec.mean, np.float32)[:, None, None]
     tensor /= np.array(spec.std, np.float32)[:, None, None]
-    return tensor, view_of(image.shape[:2], spec)
+    return tensor, view_of(size, spec)
 
 
 def view_of(size: tuple[int, ...], spec: Preprocessing) -> View:
@@ -67,6 +78,18 @@ def view_of(size: tuple[int, ...], spec: Preprocessing) -> View:
     y, x = size[0] / resized[0], size[1] / resized[1]
     top, left = _crop_offset(resized[0], spec.height), _crop_offset(resized[1], spec.width)
     return View(top * y, left * x, spec.height * y, spec.width * x)
+
+
+def enough_pixels(spec: Preprocessing) -> int | None:
+    """Return how many pixels the shorter side of a reduced picture must have; None where no reduction will do.
+
+    A reduction that leaves four times the size after the resize moves pixels of the tensor by less than
+    0.2/255 in the mean; three times, by up to 0.5.
+    """
+    if spec.interpolation == "nearest":
+        return None
+    resize = (spec.height, spec.width) if spec.resize is None else spec.resize
+    return 4 * (resize if isinstance(resize, int) else max(resize))
 
 
 def _resized_size(size: tuple[int, ...], spec: Preprocessing) -> tuple[int, int]:
@@ -107,7 +130,9 @@ def _resize_and_crop(
         across = _taps(image.shape[1], size[1], columns, kernel)
         # Across, then down, as Pillow does. The picture is turned so that both work on whole rows.
         top, bottom = down.first[0], down.first[-1] + down.weights.shape[1]
-        turned = _filter_rows(_transpose(image[top:bottom]), across)
+        left, right = across.first[0], across.first[-1] + across.weights.shape[1]
+        seen = _transpose(image[top:bottom, left:right])
+        turned = _filter_rows(seen, _Taps(across.first - left, across.weights))
         inside = _filter_rows(_transpose(turned), _Taps(down.first - top, down.weights))
     if inside.shape[:2] == crop:
         return inside
@@ -150,14 +175,33 @@ def _taps(length: int, resized: int, outputs: range, kernel: _Kernel) -> _Taps:
 
 
 def _filter_rows(image: NDArray[np.uint8], taps: _Taps) -> NDArray[np.uint8]:
-    """Return [outputs, ...]: for each output, the weighted sum of the rows of a picture, rounded."""
+    """Return [outputs, ...]: for each output, the weighted sum of the rows of a picture, rounded.
+
+    A few outputs at once are a small matrix product; more would multiply too many zeros.
+    """
     rows = image.reshape(len(image), -1)
-    filtered = np.empty((len(taps.first), rows.shape[1]), np.float32)
-    for output, first, weights in zip(filtered, taps.first, taps.weights, strict=True):
-        inputs = rows[first : first + len(weights)].astype(np.float32)
-        np.dot(weights[: len(inputs)], inputs, out=output)
-    filtered += 0.5
-    return np.clip(filtered, 0, 255, out=filtered).astype(np.uint8).reshape(-1, *image.shape[1:])
+    filtered = np.empty((len(taps.first), rows.shape[1]), np.uint8)
+    inputs, weights = _products(taps)
+    inputs = np.minimum(inputs, len(rows) - 1)  # what lies beyond has no weight
+    columns = max(1, min(_AT_ONCE // weights.size, SMALL_PRODUCT // weights[0].size))
+    for left in range(0, rows.shape[1], columns):
+        levels = weights @ rows[inputs, left : left + columns].astype(np.float32)
+        levels += 0.5
+        np.clip(levels, 0, 255, out=levels)
+        filtered[:, left : left + columns] = levels.reshape(-1, levels.shape[2])[: len(filtered)]
+    return filtered.reshape(-1, *image.shape[1:])
+
+
+def _products(taps: _Taps) -> tuple[NDArray[np.intp], NDArray[np.float32]]:
+    """Return the inputs [products, inputs], and the weights [products, outputs, inputs], of all outputs."""
+    outputs = max(1, _OUTPUTS // taps.weights.shape[1])
+    padding = -len(taps.first) % outputs
+    first = np.pad(taps.first, (0, padding), "edge").reshape(-1, outputs)
+    taps_of = np.pad(taps.weights, ((0, padding), (0, 0))).reshape(*first.shape, -1)
+    columns = (first - first[:, :1])[..., None] + np.arange(taps.weights.shape[1])
+    weights = np.zeros((*first.shape, columns.max() + 1), np.float32)
+    np.put_along_axis(weights, columns, taps_of, axis=2)
+    return first[:, :1] + np.arange(weights.shape[2]), weights
 
 
 def _transpose(image: NDArray[np.uint8]) -> NDArray[np.uint8]:

@@ -38,9 +38,12 @@ _CPU, _CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
 
 
 def create_session(
-    model: str | os.PathLike[str] | bytes, device: Device, providers: Sequence[Provider] | None
+    model: str | os.PathLike[str] | bytes,
+    device: Device,
+    providers: Sequence[Provider] | None,
+    threads: int | None = None,
 ) -> InferenceSession:
-    """Load a model file, or the bytes of one.
+    """Load a model file, or the bytes of one; a run takes `threads` of the CPU's, one a core by default.
 
     Warns
     -----
@@ -62,6 +65,7 @@ def create_session(
         raise ModelError("the model is empty")
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3  # errors only: its warnings are about its own optimisations
+    options.intra_op_num_threads = threads or 0
     source = model if isinstance(model, bytes) else os.fspath(model)
 
     def load(providers: list[Any]) -> InferenceSession:

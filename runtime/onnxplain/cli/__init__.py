@@ -9,7 +9,7 @@ import os
 import click
 
 from onnxplain import __version__
-from onnxplain.cli import demo, explain, export, inspect, layers, verify, web
+from onnxplain.cli import bench, demo, explain, export, inspect, layers, verify, web
 from onnxplain.cli._group import OneLineErrors, debug_option
 
 __all__ = ["main"]
@@ -37,5 +37,5 @@ def main() -> None:
     """
 
 
-for command in (demo, export, layers, inspect, verify, explain, web):
+for command in (demo, export, layers, inspect, verify, explain, bench, web):
     main.add_command(command.command)

@@ -6,6 +6,7 @@ import json
 import re
 import sys
 from collections.abc import Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -78,6 +79,12 @@ _CLEAR_LINE = "\r\x1b[K"
     show_default=True,
     help="Colours of the overlays.",
 )
+@click.option(
+    "--overlays/--no-overlays",
+    default=True,
+    show_default=True,
+    help="Without overlays, the record alone is written, and large JPEGs are decoded at a reduced scale.",
+)
 def command(
     model: Path,
     paths: tuple[Path, ...],
@@ -88,6 +95,7 @@ def command(
     size: tuple[int, int] | None,
     device: Device,
     colormap: Colormap,
+    overlays: bool,
 ) -> None:
     """Explain what the explainer MODEL answers to the pictures at each PATH.
 
@@ -96,39 +104,54 @@ def command(
 
     Into the output folder go an overlay for each picture and class, PICTURE.INDEX-LABEL.png, in folders as
     the pictures were, and explanations.jsonl, one JSON object for each picture.
+
+    Several pictures are explained at once, one a core.
     """
     if top and classes:
         raise click.UsageError("--top and --class don't go together.", click.get_current_context())
     from onnxplain import Explainer
+    from onnxplain.pipeline import in_order
 
-    explainer = Explainer(model, device=device, size=size)
     pictures = find_pictures(paths, output)
+    # Runs of one thread each, side by side, explain more pictures than runs of all cores, one by one.
+    explainer = Explainer(model, device=device, size=size, threads=1 if len(pictures) > 1 else None)
     targets = [_target(text) for text in classes] or None
     top = None if targets else top or 1
     rows: list[list[str]] = []
     records: list[str] = []
     show_progress = len(pictures) > 1 and sys.stderr.isatty()
+
+    def explain(picture: Picture) -> tuple[str, list[list[str]]]:
+        """Write a picture's overlays; return its record and its rows of the table."""
+        found = _explain(explainer, picture, targets, top, method, reduced=not overlays)
+        saved = [_save(one, picture, output, colormap) if overlays else None for one in found]
+        return json.dumps(_record(model, picture, found, saved), allow_nan=False), [
+            [str(picture.path), _class(one), _percent(one.probability), *([str(output / path)] if path else [])]
+            for one, path in zip(found, saved, strict=True)
+        ]
+
     try:
-        with click.progressbar(
-            pictures, label="Explaining", file=sys.stderr, hidden=not show_progress
-        ) as bar:
-            for picture in bar:
+        with (
+            closing(in_order(explain, pictures)) as calls,
+            click.progressbar(
+                calls, len(pictures), "Explaining", file=sys.stderr, hidden=not show_progress
+            ) as bar,
+        ):
+            for call in bar:
                 try:
-                    explanations = _explain(explainer, picture, targets, top, method)
+                    record, lines = call.result()
                 except ImageError as error:
                     click.echo(f"{_CLEAR_LINE * show_progress}Error: {printable(str(error))}", err=True)
                     continue
-                overlays = [_save(one, picture, output, colormap) for one in explanations]
-                records.append(json.dumps(_record(model, picture, explanations, overlays), allow_nan=False))
-                rows += [
-                    [str(picture.path), _class(one), _percent(one.probability), str(output / overlay)]
-                    for one, overlay in zip(explanations, overlays, strict=True)
-                ]
+                records.append(record)
+                rows += lines
     finally:  # what was done before an interruption is on record too
         if records:
+            output.mkdir(parents=True, exist_ok=True)
             write_atomically(output / RECORD, "".join(f"{record}\n" for record in records).encode())
     if rows:
-        click.echo(table(["PICTURE", "CLASS", "PROBABILITY", "OVERLAY"], rows, right=[2]))
+        headers = ["PICTURE", "CLASS", "PROBABILITY", *(["OVERLAY"] if overlays else [])]
+        click.echo(table(headers, rows, right=[2]))
         click.echo(f"\nThe record: {printable(str(output / RECORD))}")
     if len(records) < len(pictures):
         click.get_current_context().exit(1)
@@ -140,10 +163,17 @@ def _target(text: str) -> int | str:
 
 
 def _explain(
-    explainer: Explainer, picture: Picture, targets: Sequence[int | str] | None, top: int | None, method: str
+    explainer: Explainer,
+    picture: Picture,
+    targets: Sequence[int | str] | None,
+    top: int | None,
+    method: str,
+    reduced: bool,
 ) -> list[Explanation]:
     """Explain a picture's classes in one forward pass, each once: two targets may be the same class."""
-    explanations = explainer.explain_classes(picture.path, targets, top=top, method=method)
+    explanations = explainer.explain_classes(
+        picture.path, targets, top=top, method=method, reduced=reduced
+    )
     return list({explanation.index: explanation for explanation in explanations}.values())
 
 
@@ -156,7 +186,7 @@ def _save(explanation: Explanation, picture: Picture, output: Path, colormap: Co
 
 
 def _record(
-    model: Path, picture: Picture, explanations: Sequence[Explanation], overlays: Sequence[Path]
+    model: Path, picture: Picture, explanations: Sequence[Explanation], overlays: Sequence[Path | None]
 ) -> dict[str, Any]:
     """Return what is recorded of a picture; boxes are (x0, y0, x1, y1) in its pixels, the largest first."""
     return {
@@ -171,7 +201,7 @@ def _record(
                 "logit": one.logit,
                 "probability": one.probability,
                 "boxes": one.boxes(),
-                "overlay": overlay.as_posix(),
+                "overlay": overlay and overlay.as_posix(),
             }
             for one, overlay in zip(explanations, overlays, strict=True)
         ],

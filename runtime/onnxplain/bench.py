@@ -1,0 +1,265 @@
+"""What explanations of one file cost on this machine: latency, the stages around it, throughput, memory."""
+
+from __future__ import annotations
+
+import os
+import platform
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from onnxplain.errors import ModelError
+from onnxplain.heatmap import heatmap
+from onnxplain.images import read_image
+from onnxplain.manifest import Manifest
+from onnxplain.maps import METHODS
+from onnxplain.overlay import overlay
+from onnxplain.preprocessing import preprocess, view_of
+from onnxplain.session import Device, check_size, create_session, model_name, num_classes, read_manifest, run
+
+PREDICTION = "prediction"
+_WARM_UP = 3
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What is measured: a file, where it runs, at which size, and on which picture (its encoded bytes)."""
+
+    model: Path
+    device: Device
+    size: tuple[int, int] | None
+    picture: bytes
+
+
+@dataclass(frozen=True)
+class Latency:
+    """Seconds of a run: quantiles over the rounds."""
+
+    median: float
+    p90: float
+    p99: float
+
+    @classmethod
+    def of(cls, seconds: Sequence[float]) -> Latency:
+        """Return the quantiles of some seconds."""
+        return cls(*(float(value) for value in np.quantile(seconds, [0.5, 0.9, 0.99])))
+
+
+@dataclass(frozen=True)
+class Ratio:
+    """How many times as long as the prediction: the median of the rounds' own ratios, and their quartiles."""
+
+    median: float
+    low: float
+    high: float
+
+    @classmethod
+    def of(cls, seconds: Sequence[float], base: Sequence[float]) -> Ratio:
+        """Compare seconds round by round: the machine may be slower in one than in the next."""
+        ratios = np.divide(seconds, base)
+        low, median, high = (float(value) for value in np.quantile(ratios, [0.25, 0.5, 0.75]))
+        return cls(median, low, high)
+
+
+@dataclass(frozen=True)
+class Costs:
+    """Latencies of one picture, and the process's memory."""
+
+    latencies: dict[str, Latency]
+    ratios: dict[str, Ratio]
+    """Of each but the prediction, to it."""
+    stages: dict[str, Latency]
+    """From an encoded picture to its overlay."""
+    providers: list[str]
+    peak_memory: int | None
+    """Bytes; None where the system doesn't say."""
+
+
+def measure_costs(subject: Subject, rounds: int) -> Costs:
+    """Measure latencies, stages and memory, in a process of their own.
+
+    Raises
+    ------
+    ModelError, ImageError
+        The file or the picture can't be used.
+    """
+    with _own_process() as pool:
+        return pool.submit(_costs, subject, rounds).result()
+
+
+def measure_throughput(subject: Subject, threads: int, batch: int, seconds: float) -> float:
+    """Return how many pictures a second are explained, prepared ones, in a process of its own.
+
+    A session's threads wait for work in a loop, and would take the cores of another's.
+    """
+    with _own_process() as pool:
+        return pool.submit(_throughput, subject, threads, batch, seconds).result()
+
+
+def machine() -> dict[str, str]:
+    """Return what the measurements depend on: the system, the processor and the versions."""
+    found = {
+        "system": platform.platform(terse=True),
+        "processor": _processor(),
+        "cores": str(available_cores()),
+        "python": platform.python_version(),
+    }
+    names = ("onnxplain", "onnxruntime", "onnxruntime-gpu", "numpy", "opencv-python-headless")
+    for name in names:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def available_cores() -> int:
+    """Return how many cores this process may use."""
+    try:
+        return len(os.sched_getaffinity(0))
+    except AttributeError:  # neither macOS nor Windows has it
+        return os.cpu_count() or 1
+
+
+def alternate(runs: Mapping[str, Callable[[], object]], rounds: int) -> dict[str, list[float]]:
+    """Return the seconds of each run in each round; they take turns, after some rounds to warm up."""
+    seconds: dict[str, list[float]] = {name: [] for name in runs}
+    for number in range(_WARM_UP + rounds):
+        for name, one in runs.items():
+            start = time.perf_counter()
+            one()
+            if number >= _WARM_UP:
+                seconds[name].append(time.perf_counter() - start)
+    return seconds
+
+
+class _Loaded:
+    """A subject's session, and its picture as the session takes it."""
+
+    def __init__(self, subject: Subject, threads: int | None = None) -> None:
+        self.session = create_session(subject.model, subject.device, None, threads)
+        self.manifest: Manifest = read_manifest(self.session, model_name(subject.model))
+        self.spec = self.manifest.input
+        if subject.size is not None:
+            if self.manifest.pixels:
+                raise ModelError("the model brings pictures to a size of its own; leave --size out")
+            self.spec = self.spec.at_size(*subject.size)
+            check_size(self.session, *subject.size)
+        self.picture = read_image(subject.picture)
+        self.image = self.prepare(self.picture)
+
+    def prepare(self, picture: NDArray[np.uint8]) -> NDArray[Any]:
+        """Return a batch of one picture."""
+        return (picture if self.manifest.pixels else preprocess(picture, self.spec)[0])[None]
+
+    def infer(self, batch: int = 1, classes: int = 1) -> Callable[[], list[NDArray[Any]]]:
+        """Return a run that explains so many of the most likely classes; of none, one that predicts."""
+        names = ["logits"]
+        for layer in self.manifest.layers if classes else ():
+            names += [layer.activations, layer.gradients]
+        ranks = np.tile(-1 - np.arange(classes), (batch, 1))
+        feeds = {"image": np.repeat(self.image, batch, axis=0), "class_index": ranks}
+        return lambda: run(self.session, names, feeds)
+
+
+def _costs(subject: Subject, rounds: int) -> Costs:
+    loaded = _Loaded(subject)
+    top = min(5, num_classes(loaded.session) or 5)
+    # One file does all of these, so they take turns in one session: none has threads of its own.
+    seconds = alternate(
+        {
+            PREDICTION: loaded.infer(classes=0),
+            "explanation": loaded.infer(),
+            **({f"explanation of {top} classes": loaded.infer(classes=top)} if top > 1 else {}),
+        },
+        rounds,
+    )
+    peak = _peak_memory()
+    stages: dict[str, list[float]] = {}
+    for number in range(_WARM_UP + rounds):
+        for name, took in _stages(subject, loaded):
+            if number >= _WARM_UP:
+                stages.setdefault(name, []).append(took)
+    stages["in all"] = [sum(took) for took in zip(*stages.values(), strict=True)]
+    return Costs(
+        latencies={name: Latency.of(values) for name, values in seconds.items()},
+        ratios={
+            name: Ratio.of(values, seconds[PREDICTION])
+            for name, values in seconds.items()
+            if name != PREDICTION
+        },
+        stages={name: Latency.of(values) for name, values in stages.items()},
+        providers=list(loaded.session.get_providers()),
+        peak_memory=peak,
+    )
+
+
+def _stages(subject: Subject, loaded: _Loaded) -> Iterator[tuple[str, float]]:
+    """Explain the picture step by step; yield each stage's name and seconds."""
+    start = time.perf_counter()
+
+    def lap() -> float:
+        nonlocal start
+        before, start = start, time.perf_counter()
+        return start - before
+
+    picture = read_image(subject.picture)
+    yield "decode", lap()
+    loaded.image = loaded.prepare(picture)
+    yield "prepare", lap()
+    _, *outputs = loaded.infer()()
+    yield "infer", lap()
+    size = (picture.shape[0], picture.shape[1])
+    pairs = zip(outputs[::2], outputs[1::2], strict=True)
+    maps = [METHODS["gradcam"].maps(a, g)[0, 0].astype(np.float32) for a, g in pairs]
+    heat = heatmap(maps, size, view_of(size, loaded.spec))
+    yield "heatmap", lap()
+    overlay(picture, heat)
+    yield "overlay", lap()
+
+
+def _throughput(subject: Subject, threads: int, batch: int, seconds: float) -> float:
+    explain = _Loaded(subject, threads).infer(batch)
+    explain()
+    count, start = 0, time.perf_counter()
+    while count < 2 or time.perf_counter() - start < seconds:
+        explain()
+        count += 1
+    return count * batch / (time.perf_counter() - start)
+
+
+@contextmanager
+def _own_process() -> Iterator[ProcessPoolExecutor]:
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+        yield pool
+
+
+def _peak_memory() -> int | None:
+    """Return the most memory that this process has held, in bytes."""
+    status = Path("/proc/self/status")
+    if status.exists():  # Linux, where getrusage's figure may be that of the process that started this one
+        lines = (line.split() for line in status.read_text().splitlines())
+        return next((1024 * int(words[1]) for words in lines if words[:1] == ["VmHWM:"]), None)
+    if sys.platform == "win32":
+        return None
+    import resource
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else 1024 * peak
+
+
+def _processor() -> str:
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.exists() else []
+    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(names, platform.processor() or platform.machine())

@@ -1,0 +1,55 @@
+"""A function over a stream, on several threads, with the answers in the stream's order."""
+
+from __future__ import annotations
+
+import os
+from collections import deque
+from collections.abc import Callable, Generator, Iterable
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import TypeVar
+
+Item = TypeVar("Item")
+Answer = TypeVar("Answer")
+
+
+def in_order(function: Callable[[Item], Answer], items: Iterable[Item]) -> Generator[Future[Answer], None, None]:
+    """Call a function for each item, on a thread a core; yield the finished calls in the items' order.
+
+    Items are taken as there is room: at most two a core are under way or wait to be yielded, so the items may be
+    endless. OpenCV, numpy and onnxruntime let other threads run while they compute, so pictures are decoded
+    while the network runs on others. What fails is raised by the call's `result()`, and the others go on. No
+    thread outlives the iterator.
+
+    Parameters
+    ----------
+    function
+        Called on several threads at once.
+    items
+        Taken by the thread that iterates.
+    """
+    workers = cores()
+    calls: deque[Future[Answer]] = deque()
+    pool = ThreadPoolExecutor(workers, thread_name_prefix="onnxplain")
+    try:
+        for item in items:
+            calls.append(pool.submit(function, item))
+            # What is done is yielded at once: the next item of a camera may be long in coming.
+            while calls and (len(calls) >= 2 * workers or calls[0].done()):
+                yield _finished(calls.popleft())
+        while calls:
+            yield _finished(calls.popleft())
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def cores() -> int:
+    """Return how many cores this process may use."""
+    try:
+        return len(os.sched_getaffinity(0))
+    except AttributeError:  # macOS and Windows
+        return os.cpu_count() or 1
+
+
+def _finished(call: Future[Answer]) -> Future[Answer]:
+    call.exception()  # waits
+    return call
