@@ -197,6 +197,39 @@ def test_earlier_record_is_replaced(model: Path, picture: Path, out: Path) -> No
     assert [record["classes"][0]["index"] for record in records(out)] == [1]
 
 
+def test_without_overlays_the_record_alone_is_written(model: Path, tmp_path: Path, out: Path) -> None:
+    folder = tmp_path / "photos"
+    for seed in range(12):
+        write_picture(folder / f"{seed:02}.png", seed)
+    (folder / "05.png").write_text("not a picture")
+    result = run("explain", model, folder, "--no-overlays", "--top", "2", "-o", out)
+    assert_one_line_error(result, 1, "05.png")
+    assert "OVERLAY" not in result.stdout
+    assert files(out) == {"explanations.jsonl"}
+    without = records(out)
+    assert run("explain", model, folder, "--top", "2", "-o", out).exit_code == 1
+    for record in (whole := records(out)):
+        for found in record["classes"]:
+            assert found["overlay"] in files(out)
+            found["overlay"] = None
+    assert without == whole
+    assert len(whole) == 11
+
+
+def test_large_jpegs_without_overlays(model: Path, tmp_path: Path, out: Path) -> None:
+    """They are decoded at a reduced scale; boxes are in the whole picture's pixels."""
+    large = np.zeros((1203, 1601, 3), np.uint8)
+    large[200:500, 900:1300] = 255
+    picture = tmp_path / "large.jpg"
+    cv2.imwrite(str(picture), large)
+    assert run("explain", model, picture, "--no-overlays", "-o", out).exit_code == 0
+    (found,) = records(out)[0]["classes"]
+    expected = Explainer(model).explain(picture)
+    assert found["index"] == expected.index
+    assert found["logit"] == pytest.approx(expected.logit, abs=0.05)
+    np.testing.assert_allclose(found["boxes"][0], expected.boxes()[0], atol=16)
+
+
 def test_interruption_keeps_what_was_done(
     model: Path, tmp_path: Path, out: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

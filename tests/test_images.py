@@ -12,7 +12,7 @@ import pytest
 from PIL import Image, ImageOps
 
 from onnxplain import ImageError
-from onnxplain.images import decode_image, read_image
+from onnxplain.images import decode_image, read_image, read_picture
 
 
 def smooth_noise(height=40, width=60, channels=3, seed=0):
@@ -334,3 +334,46 @@ def png_chunk(kind, content):
 def with_png_chunk(data, kind, content):
     """Return a PNG with one more chunk after its header."""
     return data[:33] + png_chunk(kind, content) + data[33:]
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("size", [(800, 600), (803, 601), (602, 601)])
+@pytest.mark.parametrize("options", [{}, {"progressive": True}, {"subsampling": 0}])
+def test_reduced_jpegs(size, options, orientation):
+    """They are as large as what is asked for, at least; `size` and `image` are the whole picture's."""
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    smooth = cv2.resize(smooth_noise(60, 80), size, interpolation=cv2.INTER_CUBIC)
+    data = encode(Image.fromarray(smooth), "JPEG", exif=exif, **options)
+    whole = decode_image(data, "it")
+    for enough, scale in ((301, 1), (300, 2), (160, 2), (150, 4), (75, 8), (1, 8)):
+        picture = read_picture(data, enough)
+        assert picture.pixels.shape[:2] == tuple(-(-side // scale) for side in whole.shape[:2])
+        assert picture.size == whole.shape[:2]
+        assert (picture.image == whole).all()
+        expected = cv2.resize(whole, picture.pixels.shape[1::-1], interpolation=cv2.INTER_AREA)
+        assert np.abs(picture.pixels.astype(int) - expected).mean() < 8  # turned otherwise: 50
+
+
+@pytest.mark.parametrize("image", [Image.fromarray(smooth_noise(channels=4), "CMYK"), GREY])
+def test_reduced_jpegs_of_other_colours(image):
+    data = encode(image.resize((480, 320)), "JPEG")
+    picture = read_picture(data, 20)
+    assert picture.pixels.shape == ((320, 480, 3) if image.mode == "CMYK" else (40, 60, 3))
+    assert picture.size == (320, 480)
+
+
+def test_what_is_not_reduced(tmp_path):
+    path = tmp_path / "it.png"
+    path.write_bytes(encode(RGB, "PNG"))
+    for image in (path, path.read_bytes(), np.asarray(RGB)):
+        picture = read_picture(image, 4)
+        assert (picture.pixels == np.asarray(RGB)).all()
+        assert picture.image is picture.pixels
+    data = encode(RGB, "JPEG")
+    assert (read_picture(data).pixels == decode_image(data, "it")).all()
+    for bad, message in ((data[:-40], "cut off"), (b"", "empty"), (data[:100], "cut off")):
+        with pytest.raises(ImageError, match=message):
+            read_picture(bad, 4)
+    with pytest.raises(ImageError, match="not int"):
+        read_picture(3, 4)

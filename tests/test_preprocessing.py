@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 import skimage.data
@@ -13,11 +14,12 @@ from torchvision import transforms
 from torchvision.transforms import InterpolationMode
 
 from onnxplain import Preprocessing
-from onnxplain.images import read_image
-from onnxplain.preprocessing import View, preprocess
+from onnxplain.images import read_image, read_picture
+from onnxplain.preprocessing import View, enough_pixels, preprocess
 
 PHOTOGRAPHS = sorted((Path(__file__).resolve().parents[2] / "shared" / "realworld" / "images").glob("*.*"))
 TOLERANCE = 0.5  # of 255, mean absolute difference
+REDUCED = 0.25  # where a JPEG is decoded at a reduced scale
 
 MODES = {
     "nearest": InterpolationMode.NEAREST,
@@ -92,6 +94,29 @@ def test_other_photographs(name, interpolation):
 def test_sizes(size, height, width, resize):
     noise = np.random.default_rng(0).integers(0, 256, (*size, 3), dtype=np.uint8)
     assert difference(noise, spec(height, width, resize)) < TOLERANCE
+
+
+@pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
+@pytest.mark.parametrize("name", ["astronaut", "chelsea", "coffee"])
+@pytest.mark.parametrize(
+    ("height", "width", "resize"), [(224, 224, 256), (96, 128, None), (64, 64, (70, 90))]
+)
+def test_jpegs_decoded_at_a_reduced_scale(name, interpolation, height, width, resize):
+    """With a sensor's noise, and no larger than a reduction to half its size needs."""
+    wanted = spec(height, width, resize, interpolation)
+    sharp = getattr(skimage.data, name)()
+    short = 2 * enough_pixels(wanted)
+    size = (short * 4 // 3 + 1, short + 1)
+    large = cv2.resize(sharp, size, interpolation=cv2.INTER_CUBIC)
+    noise = np.random.default_rng(0).normal(0, 6, large.shape)
+    large = np.clip(large + noise, 0, 255).astype(np.uint8)
+    data = cv2.imencode(".jpg", large[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, 92])[1].tobytes()
+    picture = read_picture(data, enough_pixels(wanted))
+    assert picture.pixels.shape[0] == -(-size[1] // 2)
+    tensor, view = preprocess(picture.pixels, wanted, picture.size)
+    whole, whole_view = preprocess(picture.image, wanted)
+    assert view == whole_view
+    assert np.abs(tensor - whole).mean() * 255 < REDUCED
 
 
 def test_bicubic_overshoot_is_clipped():

@@ -41,7 +41,10 @@ def jpeg_size(data: bytes) -> tuple[int, int] | None:
     """
     for marker, segment in _jpeg_segments(data) if data.startswith(_JPEG) else ():
         if marker in _START_OF_FRAME:
-            height, width = int.from_bytes(data[segment + 3 : segment + 5]), int.from_bytes(data[segment + 5 : segment + 7])
+            height, width = (
+                int.from_bytes(data[segment + 3 : segment + 5]),
+                int.from_bytes(data[segment + 5 : segment + 7]),
+            )
             return (height, width) if data[segment + 7 : segment + 8] in (b"\1", b"\3") else None
     return None
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterable, Mapping, Sequence
+from contextlib import closing
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -173,13 +174,17 @@ class Explainer:
         return self._run([image], [list(targets)], method, layer, reduced)[0]
 
     def stream(
-        self, images: Iterable[Image], target: Target = None, method: str = "gradcam", layer: str | None = None
-    ) -> Iterator[Explanation]:
+        self,
+        images: Iterable[Image],
+        target: Target = None,
+        method: str = "gradcam",
+        layer: str | None = None,
+    ) -> Generator[Explanation, None, None]:
         """Explain one class of each picture of a stream, on all cores, in order.
 
         Some pictures are decoded and prepared while the network runs on others. Pictures are taken as there is
-        room, at most two a core ahead, so a stream may be endless: a camera's frames, say. Fastest with an
-        explainer of ``threads=1``.
+        room, a few a core ahead, so a stream may be endless: a camera's frames, say. Fastest with an explainer
+        of ``threads=1``.
 
         Parameters
         ----------
@@ -192,7 +197,7 @@ class Explainer:
         Yields
         ------
         Explanation
-            One a picture. Close the iterator, or leave it to the end of its block, to stop.
+            One a picture. The threads end when the iterator does, or is closed.
 
         Raises
         ------
@@ -201,8 +206,9 @@ class Explainer:
         """
         # The caller may fill an array again before a thread comes to it.
         taken = (image.copy() if isinstance(image, np.ndarray) else image for image in images)
-        for call in in_order(lambda image: self.explain(image, target, method, layer), taken):
-            yield call.result()
+        with closing(in_order(lambda image: self.explain(image, target, method, layer), taken)) as calls:
+            for call in calls:
+                yield call.result()
 
     def explain_batch(
         self,

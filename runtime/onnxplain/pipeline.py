@@ -12,11 +12,13 @@ Item = TypeVar("Item")
 Answer = TypeVar("Answer")
 
 
-def in_order(function: Callable[[Item], Answer], items: Iterable[Item]) -> Generator[Future[Answer], None, None]:
-    """Call a function for each item, on a thread a core; yield the finished calls in the items' order.
+def in_order(
+    function: Callable[[Item], Answer], items: Iterable[Item]
+) -> Generator[Future[Answer], None, None]:
+    """Call a function for each item, on several threads; yield the finished calls in the items' order.
 
-    Items are taken as there is room: at most two a core are under way or wait to be yielded, so the items may be
-    endless. OpenCV, numpy and onnxruntime let other threads run while they compute, so pictures are decoded
+    Items are taken as there is room: at most two a thread are under way or wait to be yielded, so the items may
+    be endless. OpenCV, numpy and onnxruntime let other threads run while they compute, so pictures are decoded
     while the network runs on others. What fails is raised by the call's `result()`, and the others go on. No
     thread outlives the iterator.
 
@@ -27,7 +29,9 @@ def in_order(function: Callable[[Item], Answer], items: Iterable[Item]) -> Gener
     items
         Taken by the thread that iterates.
     """
-    workers = cores()
+    workers = (
+        cores() + 1
+    )  # one more than there are cores, for the moments at which two wait for Python's lock
     calls: deque[Future[Answer]] = deque()
     pool = ThreadPoolExecutor(workers, thread_name_prefix="onnxplain")
     try:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -60,7 +61,9 @@ def preprocess(
     size = size or (image.shape[0], image.shape[1])
     resized = _resized_size(size, spec)
     top, left = _crop_offset(resized[0], spec.height), _crop_offset(resized[1], spec.width)
-    pixels = _resize_and_crop(image, resized, (top, left), (spec.height, spec.width), spec.interpolation)
+    pixels = _resize_and_crop(
+        image, size, resized, (top, left), (spec.height, spec.width), spec.interpolation
+    )
     if spec.color == "BGR":
         pixels = pixels[..., ::-1]
     elif spec.color == "L":
@@ -110,12 +113,13 @@ def _crop_offset(size: int, crop: int) -> int:
 
 def _resize_and_crop(
     image: NDArray[np.uint8],
+    whole: tuple[int, int],
     size: tuple[int, int],
     offset: tuple[int, int],
     crop: tuple[int, int],
     interpolation: str,
 ) -> NDArray[np.uint8]:
-    """Return the crop [height, width, 3] of the resized picture, black where it reaches beyond it."""
+    """Return the crop [height, width, 3] of the picture resized to `size`, black where it reaches beyond it."""
     rows, columns = (
         range(max(0, start), min(length, start + extent))
         for start, length, extent in zip(offset, size, crop, strict=True)
@@ -125,15 +129,16 @@ def _resize_and_crop(
         x = _nearest(image.shape[1], size[1], columns)
         inside = image[y[:, None], x]
     else:
-        kernel = _KERNELS[interpolation]
-        down = _taps(image.shape[0], size[0], rows, kernel)
-        across = _taps(image.shape[1], size[1], columns, kernel)
+        # Of an odd side, the last pixel of a reduction is half outside.
+        y_scale, x_scale = (
+            length / round(length / pixels) / resized
+            for length, pixels, resized in zip(whole, image.shape, size, strict=False)
+        )
+        down = _products(image.shape[0], y_scale, rows, interpolation)
+        across = _products(image.shape[1], x_scale, columns, interpolation)
         # Across, then down, as Pillow does. The picture is turned so that both work on whole rows.
-        top, bottom = down.first[0], down.first[-1] + down.weights.shape[1]
-        left, right = across.first[0], across.first[-1] + across.weights.shape[1]
-        seen = _transpose(image[top:bottom, left:right])
-        turned = _filter_rows(seen, _Taps(across.first - left, across.weights))
-        inside = _filter_rows(_transpose(turned), _Taps(down.first - top, down.weights))
+        turned = _filter_rows(_transpose(image[down.seen, across.seen]), across)
+        inside = _filter_rows(_transpose(turned), down)
     if inside.shape[:2] == crop:
         return inside
     padded = np.zeros((*crop, 3), np.uint8)
@@ -163,9 +168,30 @@ class _Taps:
     weights: NDArray[np.float32]
 
 
-def _taps(length: int, resized: int, outputs: range, kernel: _Kernel) -> _Taps:
-    """Return Pillow's weights for some of the outputs of a resize from `length` to `resized`."""
-    scale = length / resized
+@dataclass(frozen=True)
+class _Products:
+    """A resize as products of small matrices, a few outputs in each: more would multiply too many zeros.
+
+    Parameters
+    ----------
+    seen
+        The part of the picture's side that counts.
+    inputs
+        Of each product the inputs in that part, [products, inputs].
+    weights
+        [products, outputs, inputs].
+    outputs
+        How many there are in all; the last product may have more.
+    """
+
+    seen: slice
+    inputs: NDArray[np.intp]
+    weights: NDArray[np.float32]
+    outputs: int
+
+
+def _taps(length: int, scale: float, outputs: range, kernel: _Kernel) -> _Taps:
+    """Return Pillow's weights for some of the outputs of a resize of `length` pixels, `scale` to an output."""
     stretch = max(scale, 1.0)
     centres = (np.array(outputs) + 0.5) * scale
     first = np.maximum(centres - kernel.reach * stretch + 0.5, 0).astype(np.intp)
@@ -174,26 +200,24 @@ def _taps(length: int, resized: int, outputs: range, kernel: _Kernel) -> _Taps:
     return _Taps(first, (weights / weights.sum(axis=1, keepdims=True)).astype(np.float32))
 
 
-def _filter_rows(image: NDArray[np.uint8], taps: _Taps) -> NDArray[np.uint8]:
-    """Return [outputs, ...]: for each output, the weighted sum of the rows of a picture, rounded.
-
-    A few outputs at once are a small matrix product; more would multiply too many zeros.
-    """
+def _filter_rows(image: NDArray[np.uint8], products: _Products) -> NDArray[np.uint8]:
+    """Return [outputs, ...]: for each output, the weighted sum of the rows of a picture, rounded."""
     rows = image.reshape(len(image), -1)
-    filtered = np.empty((len(taps.first), rows.shape[1]), np.uint8)
-    inputs, weights = _products(taps)
-    inputs = np.minimum(inputs, len(rows) - 1)  # what lies beyond has no weight
+    weights = products.weights
+    filtered = np.empty((products.outputs, rows.shape[1]), np.uint8)
     columns = max(1, min(_AT_ONCE // weights.size, SMALL_PRODUCT // weights[0].size))
     for left in range(0, rows.shape[1], columns):
-        levels = weights @ rows[inputs, left : left + columns].astype(np.float32)
+        levels = weights @ rows[products.inputs, left : left + columns].astype(np.float32)
         levels += 0.5
         np.clip(levels, 0, 255, out=levels)
         filtered[:, left : left + columns] = levels.reshape(-1, levels.shape[2])[: len(filtered)]
     return filtered.reshape(-1, *image.shape[1:])
 
 
-def _products(taps: _Taps) -> tuple[NDArray[np.intp], NDArray[np.float32]]:
-    """Return the inputs [products, inputs], and the weights [products, outputs, inputs], of all outputs."""
+@lru_cache(maxsize=16)  # the pictures of a stream have few sizes
+def _products(length: int, scale: float, outputs_of: range, interpolation: str) -> _Products:
+    """Return the products that compute some outputs of a resize of `length` pixels, `scale` to an output."""
+    taps = _taps(length, scale, outputs_of, _KERNELS[interpolation])
     outputs = max(1, _OUTPUTS // taps.weights.shape[1])
     padding = -len(taps.first) % outputs
     first = np.pad(taps.first, (0, padding), "edge").reshape(-1, outputs)
@@ -201,7 +225,10 @@ def _products(taps: _Taps) -> tuple[NDArray[np.intp], NDArray[np.float32]]:
     columns = (first - first[:, :1])[..., None] + np.arange(taps.weights.shape[1])
     weights = np.zeros((*first.shape, columns.max() + 1), np.float32)
     np.put_along_axis(weights, columns, taps_of, axis=2)
-    return first[:, :1] + np.arange(weights.shape[2]), weights
+    seen = slice(int(taps.first[0]), min(length, int(taps.first[-1]) + taps.weights.shape[1]))
+    inputs = first[:, :1] + np.arange(weights.shape[2])
+    inputs = np.minimum(inputs, seen.stop - 1) - seen.start  # what lies beyond has no weight
+    return _Products(seen, inputs, weights, len(taps.first))
 
 
 def _transpose(image: NDArray[np.uint8]) -> NDArray[np.uint8]:

@@ -126,7 +126,12 @@ def command(
         found = _explain(explainer, picture, targets, top, method, reduced=not overlays)
         saved = [_save(one, picture, output, colormap) if overlays else None for one in found]
         return json.dumps(_record(model, picture, found, saved), allow_nan=False), [
-            [str(picture.path), _class(one), _percent(one.probability), *([str(output / path)] if path else [])]
+            [
+                str(picture.path),
+                _class(one),
+                _percent(one.probability),
+                *([str(output / path)] if path else []),
+            ]
             for one, path in zip(found, saved, strict=True)
         ]
 
@@ -171,9 +176,7 @@ def _explain(
     reduced: bool,
 ) -> list[Explanation]:
     """Explain a picture's classes in one forward pass, each once: two targets may be the same class."""
-    explanations = explainer.explain_classes(
-        picture.path, targets, top=top, method=method, reduced=reduced
-    )
+    explanations = explainer.explain_classes(picture.path, targets, top=top, method=method, reduced=reduced)
     return list({explanation.index: explanation for explanation in explanations}.values())
 
 
