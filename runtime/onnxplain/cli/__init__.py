@@ -1,7 +1,7 @@
 """The command line, a thin shell over the library: one file a command.
 
-The files import only click and the errors at their top, and what a command works with when it runs: help
-and `--version` answer at once.
+A command's file is imported when the command is called. The files import only click and the errors at their
+top, and what a command works with when it runs: help and `--version` answer at once.
 """
 
 import os
@@ -9,7 +9,6 @@ import os
 import click
 
 from onnxplain import __version__
-from onnxplain.cli import bench, demo, explain, export, inspect, layers, verify, web
 from onnxplain.cli._group import OneLineErrors, debug_option
 
 __all__ = ["main"]
@@ -21,6 +20,8 @@ os.environ.setdefault("OPENCV_LOG_LEVEL", "SILENT")
 @click.group(
     "onnxplain",
     cls=OneLineErrors,
+    commands_of="onnxplain.cli",
+    names=("demo", "export", "layers", "inspect", "verify", "explain", "bench", "web"),
     params=[debug_option()],
     context_settings={"help_option_names": ["-h", "--help"]},
 )
@@ -35,7 +36,3 @@ def main() -> None:
         onnxplain export torchvision:resnet50 -o resnet50.onnx
         onnxplain explain resnet50.onnx photo.jpg --top 3
     """
-
-
-for command in (demo, export, layers, inspect, verify, explain, bench, web):
-    main.add_command(command.command)

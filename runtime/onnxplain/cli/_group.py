@@ -8,6 +8,7 @@ import sys
 import traceback
 import warnings
 from collections.abc import Sequence
+from importlib import import_module
 from typing import Any, NoReturn
 
 import click
@@ -19,7 +20,19 @@ FAILURE, WRONG_CALL, INTERRUPTED = 1, 2, 130
 
 
 class OneLineErrors(click.Group):
-    """A group that answers every error in one line; with `--debug`, a traceback comes before it."""
+    """A group that answers every error in one line; with `--debug`, a traceback comes before it.
+
+    Parameters
+    ----------
+    commands_of
+        The package with a module for each command, which is its `command`; imported when asked for.
+    names
+        The commands, in the order in which they are used, not of the alphabet.
+    """
+
+    def __init__(self, *args: Any, commands_of: str, names: Sequence[str], **settings: Any) -> None:
+        super().__init__(*args, **settings)
+        self._package, self._names = commands_of, names
 
     def add_command(self, cmd: click.Command, name: str | None = None) -> None:
         """Add a command, which takes `--debug` too."""
@@ -27,8 +40,14 @@ class OneLineErrors(click.Group):
         super().add_command(cmd, name)
 
     def list_commands(self, ctx: click.Context) -> list[str]:
-        """Return the commands' names in the order in which they are used, not of the alphabet."""
-        return list(self.commands)
+        """Return the commands' names."""
+        return list(self._names)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """Return a command, from its module."""
+        if cmd_name in self._names and cmd_name not in self.commands:
+            self.add_command(import_module(f"{self._package}.{cmd_name}").command)
+        return super().get_command(ctx, cmd_name)
 
     def main(self, args: Sequence[str] | None = None, *extra: Any, **settings: Any) -> NoReturn:
         """Run the command line `args` (default: the process's own) and exit."""
