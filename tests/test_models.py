@@ -15,6 +15,7 @@ from sklearn.datasets import load_digits, load_sample_images
 
 from onnxplain import Box, Explainer, Explanation
 from onnxplain.errors import ModelError
+from onnxplain.images import Picture
 from onnxplain.preprocessing import View, preprocess
 from onnxplain_models import (
     LABELS,
@@ -263,8 +264,9 @@ class DrawnExplainer:
         cell = next(self.cells)
         if cell is not None:
             cam[cell] = 1
+        picture = Picture(image, (96, 96))
         return Explanation(
-            next(self.answers), None, 1.0, None, method, ("features",), (cam,), image, View(0, 0, 96, 96)
+            next(self.answers), None, 1.0, None, method, ("features",), (cam,), picture, View(0, 0, 96, 96)
         )
 
 

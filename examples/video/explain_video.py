@@ -1,12 +1,12 @@
 """Explain a camera's frames, or a video's, as they come: each with what the network sees in it laid over it.
 
-    python explain_video.py MODEL.onnx                                  # the first camera, in a window
-    python explain_video.py MODEL.onnx --source 1                       # another camera
-    python explain_video.py MODEL.onnx --source in.mp4 --output out.mp4   # no window: a server has no screen
+    python explain_video.py MODEL.onnx                                    # the first camera, in a window
+    python explain_video.py MODEL.onnx --source 1                         # another camera
+    python explain_video.py MODEL.onnx --source in.mp4 --output out.mp4   # on a server, without a window
 
-Frames are explained side by side, one on each core. Of a camera the newest frame is taken whenever there is room,
-and those in between are dropped, so that what is shown is never far behind. Of a file every frame is taken. A window
-needs opencv-python; opencv-python-headless has none.
+Frames are explained side by side, one on each core. Of a camera the newest frame is taken whenever there is
+room, and those in between are dropped, so that what is shown is never far behind. Of a file every frame is
+taken. A window needs opencv-python; opencv-python-headless has none.
 """
 
 from __future__ import annotations
@@ -33,9 +33,7 @@ def main() -> None:
     )
     parser.add_argument("model", type=Path)
     parser.add_argument("--source", default="0", help="a camera's number, or a video file")
-    parser.add_argument(
-        "--output", type=Path, metavar="VIDEO", help="write a video in place of showing a window"
-    )
+    parser.add_argument("--output", type=Path, metavar="VIDEO", help="write a video, and show no window")
     options = parser.parse_args()
     is_camera = options.source.isdigit()
     capture = cv2.VideoCapture(int(options.source) if is_camera else options.source)

@@ -182,15 +182,15 @@ class Explainer:
     ) -> Generator[Explanation, None, None]:
         """Explain one class of each picture of a stream, on all cores, in order.
 
-        Some pictures are decoded and prepared while the network runs on others. Pictures are taken as there is
-        room, a few a core ahead, so a stream may be endless: a camera's frames, say. Fastest with an explainer
-        of ``threads=1``.
+        Some pictures are decoded and prepared while the network runs on others. They are taken as there is
+        room, a few a core ahead, so a stream may be endless: a camera's frames, say. It is fastest with an
+        explainer of ``threads=1``.
 
         Parameters
         ----------
         images
-            The pictures, each as in `explain`, of any sizes. An array may be filled again once the next is asked
-            for.
+            The pictures, each as in `explain`, of any sizes. An array may be filled again when the next is
+            asked for.
         target, method, layer
             As in `explain`.
 

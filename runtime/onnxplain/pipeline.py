@@ -17,10 +17,10 @@ def in_order(
 ) -> Generator[Future[Answer], None, None]:
     """Call a function for each item, on several threads; yield the finished calls in the items' order.
 
-    Items are taken as there is room: at most two a thread are under way or wait to be yielded, so the items may
-    be endless. OpenCV, numpy and onnxruntime let other threads run while they compute, so pictures are decoded
-    while the network runs on others. What fails is raised by the call's `result()`, and the others go on. No
-    thread outlives the iterator.
+    Items are taken as there is room: at most two a thread are under way or wait to be yielded, so the items
+    may be endless. OpenCV, numpy and onnxruntime let other threads run while they compute, so pictures are
+    decoded while the network runs on others. What fails is raised by the call's `result()`, and the others go
+    on. No thread outlives the iterator.
 
     Parameters
     ----------

@@ -21,7 +21,7 @@ from onnxplain.products import SMALL_PRODUCT
 _OUTPUTS = 64
 """Outputs of a product of matrices, times the inputs that each of them takes."""
 _AT_ONCE = 2_000_000
-"""Multiplications after which the next columns are taken: what they work on stays in the processor's cache."""
+"""Multiplications after which the next columns are taken, so that what they work on stays in the cache."""
 
 
 @dataclass(frozen=True)
@@ -84,10 +84,10 @@ def view_of(size: tuple[int, ...], spec: Preprocessing) -> View:
 
 
 def enough_pixels(spec: Preprocessing) -> int | None:
-    """Return how many pixels the shorter side of a reduced picture must have; None where no reduction will do.
+    """Return how many pixels a reduced picture's shorter side must have; None where no reduction will do.
 
-    A reduction that leaves four times the size after the resize moves pixels of the tensor by less than
-    0.2/255 in the mean; three times, by up to 0.5.
+    A reduction that leaves four times the size after the resize moves the tensor's pixels by less than
+    0.25/255 in the mean over a photograph; three times, by up to 0.5.
     """
     if spec.interpolation == "nearest":
         return None
@@ -119,7 +119,7 @@ def _resize_and_crop(
     crop: tuple[int, int],
     interpolation: str,
 ) -> NDArray[np.uint8]:
-    """Return the crop [height, width, 3] of the picture resized to `size`, black where it reaches beyond it."""
+    """Return the crop [height, width, 3] of the picture at `size`, black where it reaches beyond it."""
     rows, columns = (
         range(max(0, start), min(length, start + extent))
         for start, length, extent in zip(offset, size, crop, strict=True)
@@ -191,7 +191,7 @@ class _Products:
 
 
 def _taps(length: int, scale: float, outputs: range, kernel: _Kernel) -> _Taps:
-    """Return Pillow's weights for some of the outputs of a resize of `length` pixels, `scale` to an output."""
+    """Return Pillow's weights for some outputs of a resize of `length` pixels, `scale` to an output."""
     stretch = max(scale, 1.0)
     centres = (np.array(outputs) + 0.5) * scale
     first = np.maximum(centres - kernel.reach * stretch + 0.5, 0).astype(np.intp)
