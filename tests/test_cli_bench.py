@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
+from onnx import helper, numpy_helper
 
 from cli_helpers import assert_one_line_error, run, write_explainer, write_picture
 from onnxplain.bench import Latency, Ratio, alternate
+from tiny_explainer import Network, tiny_explainer, tiny_manifest
 
 QUICK = ("--rounds", "5", "--batch", "2", "--threads", "1")
 
@@ -44,6 +48,44 @@ def test_json(tmp_path):
     assert found["throughput"][0]["pictures_per_second"] > 0
     assert found["providers"] == ["CPUExecutionProvider"]
     assert found["machine"]["onnxruntime"]
+
+
+def cut(model: bytes, output: str, axis: int, length: int) -> bytes:
+    """Cut an output of a file to a length that the graph computes, so that loading it doesn't tell."""
+    found = onnx.load_from_string(model)
+    nodes = found.graph.node
+    for names in [*(node.input for node in nodes), *(node.output for node in nodes)]:
+        names[:] = ["whole" if name == output else name for name in names]
+    constants = {"nothing": np.float32(0), "start": np.array([0]), "axis": np.array([axis])}
+    constants["length"] = np.array([length])
+    found.graph.initializer.extend(numpy_helper.from_array(value, name) for name, value in constants.items())
+    nodes.extend(
+        [
+            helper.make_node("ReduceMax", ["image"], ["brightest"], keepdims=0),
+            helper.make_node("Mul", ["brightest", "nothing"], ["zero_of_image"]),
+            helper.make_node("Cast", ["zero_of_image"], ["none"], to=onnx.TensorProto.INT64),
+            helper.make_node("Add", ["none", "length"], ["end"]),
+            helper.make_node("Slice", ["whole", "start", "end", "axis"], [output]),
+        ]
+    )
+    (value,) = (value for value in found.graph.output if value.name == output)
+    value.type.tensor_type.shape.dim[axis].dim_param = "open"
+    return bytes(found.SerializeToString())
+
+
+def test_no_more_classes_than_the_network_has(tmp_path):
+    manifest = replace(tiny_manifest(classes=3), labels=None)
+    model = cut(tiny_explainer(Network.random(classes=3), manifest), "logits", 1, 3)
+    (tmp_path / "m.onnx").write_bytes(model)
+    result = run("bench", tmp_path / "m.onnx", *QUICK, "--json")
+    assert result.exit_code == 0, result.output
+    assert list(json.loads(result.stdout)["latencies"])[2] == "explanation of 3 classes"
+
+
+def test_outputs_that_are_not_what_the_manifest_says(tmp_path):
+    (tmp_path / "m.onnx").write_bytes(cut(tiny_explainer(), "gradients", 2, 2))
+    result = run("bench", tmp_path / "m.onnx", *QUICK)
+    assert_one_line_error(result, 1, "the model's 'gradients' came out as (1, 1, 2, 6, 8)")
 
 
 def test_text(tmp_path):

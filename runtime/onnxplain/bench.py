@@ -18,14 +18,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from onnxplain.errors import ModelError
+from onnxplain.explainer import Explainer
 from onnxplain.heatmap import heatmap
 from onnxplain.images import read_image
 from onnxplain.manifest import Manifest
 from onnxplain.maps import METHODS
 from onnxplain.overlay import overlay
 from onnxplain.preprocessing import preprocess, view_of
-from onnxplain.session import Device, check_size, create_session, model_name, num_classes, read_manifest, run
+from onnxplain.session import Device, create_session, model_name, read_manifest, run
 
 PREDICTION = "prediction"
 _WARM_UP = 3
@@ -150,12 +150,11 @@ class _Loaded:
         self.session = create_session(subject.model, subject.device, None, threads)
         self.manifest: Manifest = read_manifest(self.session, model_name(subject.model))
         self.spec = self.manifest.input
-        if subject.size is not None:
-            if self.manifest.pixels:
-                raise ModelError("the model brings pictures to a size of its own; leave --size out")
-            self.spec = self.spec.at_size(*subject.size)
-            check_size(self.session, *subject.size)
         self.picture = read_image(subject.picture)
+        # Refuses, before anything is timed, a size that the file doesn't take and outputs of wrong shapes.
+        Explainer(session=self.session, size=subject.size).explain(self.picture)
+        if subject.size is not None:
+            self.spec = self.spec.at_size(*subject.size)
         self.image = self.prepare(self.picture)
 
     def prepare(self, picture: NDArray[np.uint8]) -> NDArray[Any]:
@@ -174,11 +173,12 @@ class _Loaded:
 
 def _costs(subject: Subject, rounds: int) -> Costs:
     loaded = _Loaded(subject)
-    top = min(5, num_classes(loaded.session) or 5)
+    predict = loaded.infer(classes=0)
+    top = min(5, predict()[0].shape[1])  # the graph may leave the number of classes open
     # One file does all of these, so they take turns in one session: none has threads of its own.
     seconds = alternate(
         {
-            PREDICTION: loaded.infer(classes=0),
+            PREDICTION: predict,
             "explanation": loaded.infer(),
             **({f"explanation of {top} classes": loaded.infer(classes=top)} if top > 1 else {}),
         },
