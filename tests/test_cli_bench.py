@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import warnings
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,7 +14,8 @@ import pytest
 from onnx import helper, numpy_helper
 
 from cli_helpers import assert_one_line_error, run, write_explainer, write_picture
-from onnxplain.bench import Latency, Ratio, alternate
+from onnxplain.bench import Latency, Ratio, alternate, in_own_process
+from onnxplain.errors import ModelError
 from tiny_explainer import Network, tiny_explainer, tiny_manifest
 
 QUICK = ("--rounds", "5", "--batch", "2", "--threads", "1")
@@ -48,6 +51,30 @@ def test_json(tmp_path):
     assert found["throughput"][0]["pictures_per_second"] > 0
     assert found["providers"] == ["CPUExecutionProvider"]
     assert found["machine"]["onnxruntime"]
+
+
+def test_process_that_dies():
+    with pytest.raises(ModelError, match="ended suddenly"):
+        in_own_process(os._exit, 9)
+
+
+def too_much() -> None:
+    raise MemoryError
+
+
+def test_too_little_memory():
+    with pytest.raises(ModelError, match="not enough memory"):
+        in_own_process(too_much)
+
+
+def warn(text: str) -> int:
+    warnings.warn(text, RuntimeWarning, stacklevel=1)
+    return 7
+
+
+def test_warnings_come_back(capfd):
+    assert in_own_process(warn, "runs on the CPU") == (7, ["runs on the CPU"])
+    assert capfd.readouterr().err == ""
 
 
 def cut(model: bytes, output: str, axis: int, length: int) -> bytes:

@@ -6,18 +6,20 @@ import os
 import platform
 import sys
 import time
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from contextlib import contextmanager
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
+from onnxplain.errors import ModelError
 from onnxplain.explainer import Explainer
 from onnxplain.heatmap import heatmap
 from onnxplain.images import read_image
@@ -29,6 +31,8 @@ from onnxplain.session import Device, create_session, model_name, read_manifest,
 
 PREDICTION = "prediction"
 _WARM_UP = 3
+
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
@@ -91,19 +95,26 @@ def measure_costs(subject: Subject, rounds: int) -> Costs:
     Raises
     ------
     ModelError, ImageError
-        The file or the picture can't be used.
+        The file or the picture can't be used, or memory is too small.
     """
-    with _own_process() as pool:
-        return pool.submit(_costs, subject, rounds).result()
+    costs, warned = in_own_process(_costs, subject, rounds)
+    for text in warned:
+        warnings.warn(text, RuntimeWarning, stacklevel=2)
+    return costs
 
 
 def measure_throughput(subject: Subject, threads: int, batch: int, seconds: float) -> float:
     """Return how many pictures a second are explained, prepared ones, in a process of its own.
 
     A session's threads wait for work in a loop, and would take the cores of another's.
+
+    Raises
+    ------
+    ModelError, ImageError
+        As in `measure_costs`.
     """
-    with _own_process() as pool:
-        return pool.submit(_throughput, subject, threads, batch, seconds).result()
+    rate, _ = in_own_process(_throughput, subject, threads, batch, seconds)  # measure_costs has warned
+    return rate
 
 
 def machine() -> dict[str, str]:
@@ -129,6 +140,32 @@ def available_cores() -> int:
         return len(os.sched_getaffinity(0))
     except AttributeError:  # neither macOS nor Windows has it
         return os.cpu_count() or 1
+
+
+def in_own_process(function: Callable[..., Result], *arguments: Any) -> tuple[Result, list[str]]:
+    """Call a function in a process of its own; return its result, and what it warned of.
+
+    Raises
+    ------
+    ModelError
+        There is not enough memory, or the process was ended from outside.
+    """
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+        try:
+            return pool.submit(_recorded, function, *arguments).result()
+        except MemoryError:
+            raise ModelError("there is not enough memory for this; try a smaller --batch") from None
+        except BrokenProcessPool:  # a system short of memory ends processes, and a library may crash
+            raise ModelError(
+                "the process that ran the model ended suddenly; if memory ran out, try a smaller --batch"
+            ) from None
+
+
+def _recorded(function: Callable[..., Result], *arguments: Any) -> tuple[Result, list[str]]:
+    with warnings.catch_warnings(record=True) as warned:
+        warnings.simplefilter("always", RuntimeWarning)
+        result = function(*arguments)
+    return result, [str(one.message) for one in warned if one.category is RuntimeWarning]
 
 
 def alternate(runs: Mapping[str, Callable[[], object]], rounds: int) -> dict[str, list[float]]:
@@ -236,12 +273,6 @@ def _throughput(subject: Subject, threads: int, batch: int, seconds: float) -> f
         explain()
         count += 1
     return count * batch / (time.perf_counter() - start)
-
-
-@contextmanager
-def _own_process() -> Iterator[ProcessPoolExecutor]:
-    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
-        yield pool
 
 
 def _peak_memory() -> int | None:
