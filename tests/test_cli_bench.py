@@ -16,7 +16,7 @@ from onnx import helper, numpy_helper
 from cli_helpers import assert_one_line_error, run, write_explainer, write_picture
 from onnxplain.bench import Latency, Ratio, alternate, in_own_process
 from onnxplain.errors import ModelError
-from tiny_explainer import Network, tiny_explainer, tiny_manifest
+from tiny_explainer import Network, tiny_explainer, tiny_manifest, two_layers
 
 QUICK = ("--rounds", "5", "--batch", "2", "--threads", "1")
 
@@ -50,7 +50,8 @@ def test_json(tmp_path):
     assert [(row["threads"], row["batch"]) for row in found["throughput"]] == [(1, 2)]
     assert found["throughput"][0]["pictures_per_second"] > 0
     assert found["providers"] == ["CPUExecutionProvider"]
-    assert found["machine"]["onnxruntime"]
+    assert (found["model"], found["bytes"]) == (str(model), model.stat().st_size)
+    assert all(found["machine"][name] for name in ("onnxplain", "onnxruntime", "numpy", "opencv"))
 
 
 def test_process_that_dies():
@@ -119,9 +120,15 @@ def test_text(tmp_path):
     result = run("bench", write_explainer(tmp_path / "m.onnx"), *QUICK)
     assert result.exit_code == 0, result.output
     assert "x PREDICTION" in result.stdout
-    assert "FROM FILE TO OVERLAY" in result.stdout
+    assert "FROM PICTURE TO OVERLAY" in result.stdout
     assert "peak memory" in result.stdout
     assert result.stderr == ""
+
+
+def test_several_layers(tmp_path):
+    (tmp_path / "m.onnx").write_bytes(tiny_explainer(manifest=two_layers(tiny_manifest())))
+    result = run("bench", tmp_path / "m.onnx", *QUICK)
+    assert result.exit_code == 0, result.output
 
 
 @pytest.mark.parametrize(
@@ -129,7 +136,7 @@ def test_text(tmp_path):
     [
         (["missing.onnx"], 1, "no model file missing.onnx"),
         (["m.onnx", "missing.jpg"], 1, "no file missing.jpg"),
-        (["m.onnx", "m.onnx"], 1, "is damaged, or is not a picture"),
+        (["m.onnx", "m.onnx"], 1, "m.onnx is damaged, or is not a picture"),
         (["m.onnx", "--size", "64"], 1, "export it again with --dynamic-size"),
         (["m.onnx", "--rounds", "0"], 2, "--rounds"),
     ],

@@ -11,7 +11,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, TypeVar
@@ -19,12 +18,14 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from onnxplain import __version__
 from onnxplain.errors import ModelError
 from onnxplain.explainer import Explainer
 from onnxplain.heatmap import heatmap
 from onnxplain.images import read_image
 from onnxplain.manifest import Manifest
 from onnxplain.maps import METHODS
+from onnxplain.opencv import cv2
 from onnxplain.overlay import overlay
 from onnxplain.preprocessing import preprocess, view_of
 from onnxplain.session import Device, create_session, model_name, read_manifest, run
@@ -37,12 +38,12 @@ Result = TypeVar("Result")
 
 @dataclass(frozen=True)
 class Subject:
-    """What is measured: a file, where it runs, at which size, and on which picture (its encoded bytes)."""
+    """What is measured: a file, where it runs, at which size, and on which picture (a path, or its bytes)."""
 
     model: Path
     device: Device
     size: tuple[int, int] | None
-    picture: bytes
+    picture: Path | bytes
 
 
 @dataclass(frozen=True)
@@ -83,7 +84,7 @@ class Costs:
     ratios: dict[str, Ratio]
     """Of each but the prediction, to it."""
     stages: dict[str, Latency]
-    """From an encoded picture to its overlay."""
+    """From a picture's file to its overlay; decoding includes reading the file."""
     providers: list[str]
     peak_memory: int | None
     """Bytes; None where the system doesn't say."""
@@ -119,19 +120,18 @@ def measure_throughput(subject: Subject, threads: int, batch: int, seconds: floa
 
 def machine() -> dict[str, str]:
     """Return what the measurements depend on: the system, the processor and the versions."""
-    found = {
+    import onnxruntime  # onnxplain.session says what to install where it is missing
+
+    return {
         "system": platform.platform(terse=True),
         "processor": _processor(),
         "cores": str(available_cores()),
         "python": platform.python_version(),
+        "onnxplain": __version__,
+        "onnxruntime": onnxruntime.__version__,
+        "numpy": np.__version__,
+        "opencv": cv2.__version__,  # OpenCV and onnxruntime are packages of several names
     }
-    names = ("onnxplain", "onnxruntime", "onnxruntime-gpu", "numpy", "opencv-python-headless")
-    for name in names:
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            continue
-    return found
 
 
 def available_cores() -> int:

@@ -62,12 +62,12 @@ def command(
     """Measure what the explainer MODEL costs on this machine.
 
     A plain prediction, an explanation of the most likely class, and one of the top five take turns; then
-    the way from an encoded PICTURE to its overlay, stage by stage (without one, of a JPEG of 500x375); then
+    the way from the file PICTURE to its overlay, stage by stage (without one, of a JPEG of 500x375); then
     how many pictures a second the network explains, by batch and threads.
     """
     from onnxplain.bench import Subject, available_cores, machine, measure_costs, measure_throughput
 
-    subject = Subject(model, device, size, _encoded(picture))
+    subject = Subject(model, device, size, picture or _photograph())
     _say("Measuring latencies ...")
     costs = measure_costs(subject, rounds)
     throughput = []
@@ -80,7 +80,13 @@ def command(
     if as_json:
         click.echo(
             json.dumps(
-                {"model": str(model), "machine": machine(), **asdict(costs), "throughput": throughput},
+                {
+                    "model": str(model),
+                    "bytes": model.stat().st_size,
+                    "machine": machine(),
+                    **asdict(costs),
+                    "throughput": throughput,
+                },
                 indent=2,
             )
         )
@@ -88,12 +94,8 @@ def command(
     click.echo(_report(model, machine(), costs, throughput))
 
 
-def _encoded(picture: Path | None) -> bytes:
-    """Return a picture's bytes; without one, those of a JPEG of soft shapes, as photographs are."""
-    from onnxplain.images import read_file
-
-    if picture is not None:
-        return read_file(picture)
+def _photograph() -> bytes:
+    """Return a JPEG of soft shapes, as photographs are."""
     import numpy as np
 
     from onnxplain.opencv import cv2
@@ -110,7 +112,7 @@ def _say(text: str) -> None:
 
 def _report(model: Path, machine: dict[str, str], costs: Costs, throughput: list[dict[str, Any]]) -> str:
     versions = [f"{name} {found}" for name, found in machine.items() if name not in _PLACES]
-    memory = "unknown" if costs.peak_memory is None else file_size(costs.peak_memory)
+    memory = "-" if costs.peak_memory is None else file_size(costs.peak_memory)
     about = facts(
         [
             ("file", f"{model}, {file_size(model.stat().st_size)}"),
@@ -133,7 +135,7 @@ def _report(model: Path, machine: dict[str, str], costs: Costs, throughput: list
         [
             about,
             table(["ONE PICTURE, MS", *quantiles, "x PREDICTION (QUARTILES)"], latencies, right=[1, 2, 3]),
-            table(["FROM FILE TO OVERLAY, MS", *quantiles], stages, right=[1, 2, 3]),
+            table(["FROM PICTURE TO OVERLAY, MS", *quantiles], stages, right=[1, 2, 3]),
             table(["THREADS", "BATCH", "EXPLAINED A SECOND"], rates, right=[0, 1, 2]),
         ]
     )
