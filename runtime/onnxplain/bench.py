@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import platform
 import sys
 import time
@@ -24,6 +23,7 @@ from onnxplain.images import read_image
 from onnxplain.manifest import Manifest
 from onnxplain.maps import METHODS
 from onnxplain.overlay import overlay
+from onnxplain.pipeline import cores
 from onnxplain.preprocessing import preprocess, view_of
 from onnxplain.session import Device, check_size, create_session, model_name, num_classes, read_manifest, run
 
@@ -111,7 +111,7 @@ def machine() -> dict[str, str]:
     found = {
         "system": platform.platform(terse=True),
         "processor": _processor(),
-        "cores": str(available_cores()),
+        "cores": str(cores()),
         "python": platform.python_version(),
     }
     names = ("onnxplain", "onnxruntime", "onnxruntime-gpu", "numpy", "opencv-python-headless")
@@ -121,14 +121,6 @@ def machine() -> dict[str, str]:
         except PackageNotFoundError:
             continue
     return found
-
-
-def available_cores() -> int:
-    """Return how many cores this process may use."""
-    try:
-        return len(os.sched_getaffinity(0))
-    except AttributeError:  # neither macOS nor Windows has it
-        return os.cpu_count() or 1
 
 
 def alternate(runs: Mapping[str, Callable[[], object]], rounds: int) -> dict[str, list[float]]:
