@@ -24,6 +24,8 @@ import numpy as np
 from contenders import Contender, Timing, race
 from networks import CNNS, TRANSFORMERS, Files, export_files
 
+from onnxplain.bench import machine
+
 PLAIN = "plain"
 CLASSES = {"no class": 0, "one class": 1, "five classes": 5}
 LIBRARIES = ("grad-cam", "torchcam", "captum")
@@ -47,7 +49,7 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, help="keep the exported files here, and take those that are")
     options = parser.parse_args()
     libraries = LIBRARIES if options.libraries else ()
-    print(machine(options.threads))
+    print(measured_with(options.threads))
     print_row(["network", "plain, ms", *CLASSES, "memory", *libraries])
     print_row(["---", *["---:"] * (2 + len(CLASSES) + len(libraries))])
     ratios: dict[str, list[float]] = {}
@@ -66,7 +68,7 @@ def main() -> None:
         draw(ratios, [*CLASSES, *libraries], options.plot)
 
 
-def machine(threads: int) -> str:
+def measured_with(threads: int) -> str:
     """Say what the table was measured with."""
     versions = []
     for package in PACKAGES:
@@ -74,15 +76,8 @@ def machine(threads: int) -> str:
             versions.append(f"{package} {version(package)}")
         except PackageNotFoundError:
             continue
-    return f"{processor()}, {threads} threads; Python {platform.python_version()}, {', '.join(versions)}\n"
-
-
-def processor() -> str:
-    """Return the processor's name."""
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.exists() else []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()
+    processor = machine()["processor"]
+    return f"{processor}, {threads} threads; Python {platform.python_version()}, {', '.join(versions)}\n"
 
 
 def contenders(

@@ -18,7 +18,7 @@ import time
 from pathlib import Path
 
 import numpy as np
-from latency import machine, print_row
+from latency import measured_with, print_row
 from networks import build, export_files
 
 NETWORK = "mobilenet_v2"
@@ -71,7 +71,7 @@ def main() -> None:
         for _ in range(options.rounds + 1):
             for what, command in commands.items():
                 times[what].append(seconds_of(command))
-    print(machine(os.cpu_count() or 1))
+    print(measured_with(os.cpu_count() or 1))
     print_row(["from process start to", "s", "x minimal", "quartiles"])
     print_row(["---", "---:", "---:", "---:"])
     for what in commands:

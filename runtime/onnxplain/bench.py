@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import platform
 import sys
 import time
@@ -27,6 +26,7 @@ from onnxplain.manifest import Manifest
 from onnxplain.maps import METHODS
 from onnxplain.opencv import cv2
 from onnxplain.overlay import overlay
+from onnxplain.pipeline import cores
 from onnxplain.preprocessing import preprocess, view_of
 from onnxplain.session import Device, create_session, model_name, read_manifest, run
 
@@ -125,21 +125,13 @@ def machine() -> dict[str, str]:
     return {
         "system": platform.platform(terse=True),
         "processor": _processor(),
-        "cores": str(available_cores()),
+        "cores": str(cores()),
         "python": platform.python_version(),
         "onnxplain": __version__,
         "onnxruntime": onnxruntime.__version__,
         "numpy": np.__version__,
         "opencv": cv2.__version__,  # OpenCV and onnxruntime are packages of several names
     }
-
-
-def available_cores() -> int:
-    """Return how many cores this process may use."""
-    try:
-        return len(os.sched_getaffinity(0))
-    except AttributeError:  # neither macOS nor Windows has it
-        return os.cpu_count() or 1
 
 
 def in_own_process(function: Callable[..., Result], *arguments: Any) -> tuple[Result, list[str]]:

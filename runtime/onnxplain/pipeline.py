@@ -29,9 +29,7 @@ def in_order(
     items
         Taken by the thread that iterates.
     """
-    workers = (
-        cores() + 1
-    )  # one more than there are cores, for the moments at which two wait for Python's lock
+    workers = cores() + 1  # one more, for the moments at which two wait for Python's lock
     calls: deque[Future[Answer]] = deque()
     pool = ThreadPoolExecutor(workers, thread_name_prefix="onnxplain")
     try:

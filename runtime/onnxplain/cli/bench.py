@@ -65,13 +65,14 @@ def command(
     the way from the file PICTURE to its overlay, stage by stage (without one, of a JPEG of 500x375); then
     how many pictures a second the network explains, by batch and threads.
     """
-    from onnxplain.bench import Subject, available_cores, machine, measure_costs, measure_throughput
+    from onnxplain.bench import Subject, machine, measure_costs, measure_throughput
+    from onnxplain.pipeline import cores
 
     subject = Subject(model, device, size, picture or _photograph())
     _say("Measuring latencies ...")
     costs = measure_costs(subject, rounds)
     throughput = []
-    for count in threads or sorted({1, available_cores()}):
+    for count in threads or sorted({1, cores()}):
         for batch in batches:
             _say(f"Measuring throughput, {count} threads, batches of {batch} ...")
             rate = measure_throughput(subject, count, batch, seconds=1.0)
