@@ -53,11 +53,9 @@ def rectified(op: Op, node: ir.Node, wrt: int, selection: Selection) -> Selectio
 @selection_vjp("Conv")
 def class_weights(op: Op, node: ir.Node, wrt: int, selection: Selection) -> ir.Value | None:
     """Y = 1x1 convolution of x: dx = g times the class's weights, at each place."""
-    x, weights = operand(node, 0), operand(node, 1)
     if wrt != 0 or selection.channel is None or not _is_pointwise(node):
         return None
-    rows = op.Gather(weights, selection.classes, axis=0)
-    return op.Mul(rows, selection.channel) if rank(x) == rank(weights) else None
+    return op.Mul(op.Gather(operand(node, 1), selection.classes, axis=0), selection.channel)
 
 
 def _selected(op: Op, maps: ir.Value, classes: ir.Value) -> ir.Value:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from onnxplain.cli._device import device_option
 from onnxplain.cli._size import read_size
 from onnxplain.cli._text import facts, file_size, table
 
@@ -41,13 +42,7 @@ _CLEAR_LINE = "\r\x1b[K"
     help="A number of threads for the throughput. Repeatable.",
 )
 @click.option("--size", metavar="SIZE", callback=read_size, help="As `explain` takes it.")
-@click.option(
-    "--device",
-    type=click.Choice(["auto", "cpu", "cuda"]),
-    default="auto",
-    show_default=True,
-    help="Where onnxruntime runs; auto takes CUDA where there is one.",
-)
+@device_option
 @click.option("--json", "as_json", is_flag=True, help="Print the figures as JSON; times in seconds.")
 def command(
     model: Path,

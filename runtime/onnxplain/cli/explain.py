@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from onnxplain.cli._device import device_option
 from onnxplain.cli._methods import METHOD_NAMES
 from onnxplain.cli._pictures import Picture, find_pictures, overlay_name
 from onnxplain.cli._size import read_size
@@ -65,13 +66,7 @@ _CLEAR_LINE = "\r\x1b[K"
     help="What pictures are brought to, for a file exported with --dynamic-size: 320, or 240x320 for height "
     "and width.",
 )
-@click.option(
-    "--device",
-    type=click.Choice(["auto", "cpu", "cuda"]),
-    default="auto",
-    show_default=True,
-    help="Where onnxruntime runs; auto takes CUDA where there is one.",
-)
+@device_option
 @click.option(
     "--colormap",
     type=click.Choice(["inferno", "magma", "plasma", "viridis", "turbo", "jet"]),
