@@ -138,6 +138,48 @@ def test_a_cut_between_transposes(cut):
     check(body, "x", size=6, **used)
 
 
+BLOCK = "h = MatMul(t, w1)  g = Gelu(h)  m = MatMul(g, w2)  a = Add(t, m)"
+ATTENTION = (
+    "u = Transpose<perm=[0,2,1]>(t)  q = MatMul(t, u)  p = Softmax<axis=2>(q)"
+    "  v = MatMul(p, t)  a = Add(t, v)"
+)
+
+
+@pytest.mark.parametrize(
+    ("read", "pads"),
+    [
+        pytest.param("r = Gather<axis=1>(n, last)", 1, id="one token"),
+        pytest.param("s = Slice(n, zero, one, one)  r = Flatten(s)", 1, id="a slice of one"),
+        pytest.param("y = Gather<axis=1>(n, first)  z = Gather<axis=1>(n, last)  r = Mul(y, z)", 2, id="two"),
+        pytest.param("y = Gather<axis=1>(n, last)  z = ReduceMean<keepdims=0>(n, one)  r = Mul(y, z)", 1,
+                     id="a token, and the mean of all"),
+        pytest.param("s = Slice(n, one, four, one)  r = ReduceMean<keepdims=0>(s, one)", 1, id="most tokens"),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("block", [BLOCK, ATTENTION], ids=["MLP", "attention"])
+def test_a_head_that_reads_some_tokens(block, read, pads):
+    """What only the tokens that are read have a gradient of gets its zeros at the end, not before."""
+    constants = {
+        "sizes": np.array([-1, 4, 3]),
+        "w1": drawn(3, 5),
+        "w2": drawn(5, 3),
+        "scale": drawn(3),
+        "first": np.array(0),
+        "last": np.array(-1),
+        "zero": np.array([0]),
+        "one": np.array([1]),
+        "four": np.array([4]),
+        "w": drawn(3, 4),
+    }
+    body = f"t = Reshape(x, sizes)  {block}  n = LayerNormalization(a, scale)  {read}  logits = MatMul(r, w)"
+    used = {name: array for name, array in constants.items() if re.search(rf"\b{name}\b", body)}
+    check(body, "x", size=12, also_in_float32=False, **used)
+    text = f"g (float[batch,12] x) => (float[batch,4] logits) {{ {body} }}"
+    model = differentiated(parse(text, **used), "x")
+    # In attention a token reads all others, but is one query alone.
+    assert sum(node.op_type == "Pad" for node in model.graph) == pads
+
+
 def test_batches_that_depend_on_each_other():
     check("s = ReduceMean(x, zero)  y = Mul(x, s)  logits = MatMul(y, w)", "x", w=W, zero=np.array([0]))
 

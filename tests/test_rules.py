@@ -21,8 +21,10 @@ from onnx import TensorProto, helper
 import rule_cases
 from graphs import Array, differentiated, finished, gradient_name, in_float64, in_onnxruntime, value_named
 from onnxplain.errors import UnsupportedOperatorError
+from onnxplain_export.graph import static_dims
 from onnxplain_export.reference_graph import Arrays, ReferenceGraph
 from onnxplain_export.rules import RULES, SELECTION_RULES
+from onnxplain_export.rules.parts import INPUT_AXES
 from rule_cases.case import B, Case, Fed, X, ints, row, weights, x
 
 COTANGENTS = 2
@@ -69,11 +71,14 @@ class Built:
     feeds: Arrays
 
 
-def build(case: Case, batch: int = 2, *, computes_logits: bool = False) -> Built:
+def build(
+    case: Case, batch: int = 2, *, computes_logits: bool = False, read: tuple[int, int] | None = None
+) -> Built:
     """Make the graph and the inputs of a case.
 
     The logits are [1, COTANGENTS]: all outputs of the operator, multiplied by as many cotangents; or, where
-    it is to compute the logits, the operator's own output.
+    it is to compute the logits, the operator's own output. With `read`, an axis and a place, that place of
+    the output alone is read.
     """
     rng = np.random.default_rng(sum(map(ord, str(case))))
     names = ["" if given is None else f"x{index}" for index, given in enumerate(case.inputs)]
@@ -88,15 +93,20 @@ def build(case: Case, batch: int = 2, *, computes_logits: bool = False) -> Built
     else:
         outputs = ["" if is_used is None else f"y{index}" for index, is_used in enumerate(case.outputs)]
         used = [index for index, is_used in enumerate(case.outputs) if is_used]
+        all_or_part = "y" if read is None else "part"
         nodes = [
             helper.make_node(case.operator, names, outputs, name="the_node", **case.attributes),
-            *(helper.make_node("Reshape", [f"y{index}", "row"], [f"row{index}"]) for index in used),
+            *(helper.make_node("Reshape", [f"{all_or_part}{i}", "row"], [f"row{i}"]) for i in used),
             # What is cast to another type meets the cotangents as float32.
             *(helper.make_node("Cast", [f"row{index}"], [f"flat{index}"], to=FLOAT) for index in used),
             helper.make_node("Concat", [f"flat{index}" for index in used], ["flat"], axis=1),
             helper.make_node("MatMul", ["flat", "cotangents"], ["logits"]),
         ]
         constants["row"] = ints(1, -1)
+        if read is not None:
+            axis, place = read
+            nodes.insert(1, helper.make_node("Gather", ["y0", "place"], ["part0"], axis=axis))
+            constants["place"] = np.array(place)
         shapes["cotangents"] = ["elements", COTANGENTS]
     graph = helper.make_graph(
         nodes,
@@ -139,8 +149,11 @@ def classes_of(built: Built, rows: int = COTANGENTS) -> Array:
     return (np.arange(rows)[:, None] + np.arange(batch)) % count
 
 
-def check_slopes(built: Built, model: ir.Model, classes: Array) -> None:
-    """Compare every input's gradient with central differences of the logits along random directions."""
+def check_slopes(built: Built, model: ir.Model, classes: Array, least: float = 0.01) -> None:
+    """Compare every input's gradient with central differences of the logits along random directions.
+
+    A norm below `least` fails: nothing would have been compared.
+    """
     names = [gradient_name(target) for target in built.targets]
     found = in_float64(model, {**built.feeds, "classes": classes}, names)
     forward = ReferenceGraph(built.model, list(built.feeds), ["logits"], {})
@@ -149,7 +162,7 @@ def check_slopes(built: Built, model: ir.Model, classes: Array) -> None:
     for target, name in zip(built.targets, names, strict=True):
         point, gradient = built.feeds[target].astype(np.float64), found[name]
         assert gradient.shape == (len(classes), *point.shape)
-        assert np.linalg.norm(gradient) > 0.01
+        assert np.linalg.norm(gradient) >= least
         for _ in range(3):
             direction = rng.standard_normal(point.shape)
             ahead, behind = (
@@ -241,6 +254,44 @@ def check_onnxruntime(built: Built, rows: int) -> None:
         for name in names:
             largest = np.abs(double[name]).max()
             np.testing.assert_allclose(single[name], double[name], rtol=0, atol=3e-6 * largest)
+
+
+PLACES_APART = [case for case in SUPPORTED if case.operator in INPUT_AXES and case.outputs == (True,)]
+
+
+@pytest.mark.parametrize("case", PLACES_APART, ids=str)
+def test_rule_where_one_place_is_read(case):
+    """The gradient is zero but for a place along an axis of the output, whichever that is."""
+    for axis, length in enumerate(static_dims(value_named(build(case).model, "y0"))):
+        if length is not None and length > 1:
+            built = build(case, read=(axis, length - 1))
+            model = differentiated(built.model, *built.targets)
+            # The place may be one that doesn't count.
+            check_slopes(built, model, classes_of(built), least=0.0)
+            check_onnxruntime(build(case, read=(axis, length - 1)), COTANGENTS)
+            check_onnxruntime(build(case, read=(axis, length - 1)), 0)
+
+
+@pytest.mark.parametrize("operator", sorted(INPUT_AXES))
+def test_rule_sees_one_place_alone(operator, monkeypatch):
+    """Of each operator that computes places apart there is a case in which the rule gets one of them."""
+    entry, seen = RULES[operator], set()
+
+    def watched(op: Any, node: ir.Node, *arguments: Any) -> Any:
+        seen.add(tuple(static_dims(node.outputs[0])))
+        return entry.rule(op, node, *arguments)
+
+    for case in (case for case in PLACES_APART if case.operator == operator):
+        whole = static_dims(value_named(build(case).model, "y0"))
+        for axis, length in enumerate(whole):
+            if length is not None and length > 1:
+                built = build(case, read=(axis, length - 1))
+                with monkeypatch.context() as patched:
+                    patched.setitem(RULES, operator, replace(entry, rule=watched))
+                    differentiated(built.model, *built.targets)
+                if (*whole[:axis], 1, *whole[axis + 1 :]) in seen:
+                    return
+    raise AssertionError(f"no case of {operator} was seen at one place")
 
 
 @pytest.mark.parametrize("operator", ["GatherND", "Gather", "GatherElements"])

@@ -6,7 +6,9 @@ of its output into those of its inputs; what arrives at a value over several bra
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import onnx_ir as ir
 
@@ -22,9 +24,10 @@ from onnxplain_export.graph import (
     upstream,
 )
 from onnxplain_export.rules import NO_GRADIENT, RULES, SELECTION_RULES, Entry
+from onnxplain_export.rules.parts import Part, part_of_node, part_read
 from onnxplain_export.rules.registry import Op, Selection, UnsupportedCaseError
 
-Gradient = ir.Value | Selection
+Gradient = ir.Value | Selection | Part
 
 
 def differentiate(
@@ -91,15 +94,23 @@ def _total(
 ) -> Gradient | None:
     """Return the sum of the gradients that have arrived at a value, computed once."""
     if value not in totals and value in arrived:
-        first, *others = arrived[value]
-        for other in others:
-            first = op.Add(_dense(op, first), _dense(op, other))
-        totals[value] = first
+        # Those of the same part first: their sum is one too.
+        parts_first = sorted(arrived[value], key=lambda gradient: not isinstance(gradient, Part))
+        totals[value] = functools.reduce(functools.partial(_sum, op), parts_first)
     return totals.get(value)
 
 
+def _sum(op: Op, one: Gradient, other: Gradient) -> Gradient:
+    if isinstance(one, Part) and isinstance(other, Part) and one.is_beside(other):
+        return replace(one, gradient=op.Add(one.gradient, other.gradient))
+    total: ir.Value = op.Add(_dense(op, one), _dense(op, other))
+    return total
+
+
 def _dense(op: Op, gradient: Gradient) -> ir.Value:
-    return gradient.one_hot(op) if isinstance(gradient, Selection) else gradient
+    if isinstance(gradient, Selection):
+        return gradient.one_hot(op)
+    return gradient.dense(op) if isinstance(gradient, Part) else gradient
 
 
 def _apply_rule(
@@ -107,20 +118,34 @@ def _apply_rule(
 ) -> Gradient | None:
     """Return the gradient of a node's input, of the shape ``[classes, *input.shape]``."""
     entry = _rule_of(node, rules)
-    value = operand(node, wrt)
     try:
         if isinstance(outputs[0], Selection) and node.op_type in SELECTION_RULES:
             selected = SELECTION_RULES[node.op_type](op, node, wrt, outputs[0])
             if selected is not None:
                 return selected
-        if not entry.many_outputs and any(output is not None for output in outputs[1:]):
+        is_first_alone = all(output is None for output in outputs[1:])
+        if not entry.many_outputs and not is_first_alone:
             raise UnsupportedCaseError(f"a {node.op_type} of which more than the first output is used")
+        if isinstance(outputs[0], Part) and is_first_alone:
+            there = part_of_node(op, node, outputs[0])
+            if there is not None:
+                alone = [outputs[0].gradient, *[None] * (len(outputs) - 1)]
+                gradient = _call(op, entry, there.node, wrt, alone)
+                return None if gradient is None else there.returned(wrt, gradient)
         dense = [None if output is None else _dense(op, output) for output in outputs]
-        gradient = entry.rule(op, node, wrt, dense if entry.many_outputs else dense[0])  # type: ignore[arg-type]
+        read = None if dense[0] is None else part_read(op, node, wrt, dense[0])
+        return read or _call(op, entry, node, wrt, dense)
     except UnsupportedCaseError as case:
         raise UnsupportedOperatorError(f"there is no gradient rule for {case} ({_place(node)})") from None
+
+
+def _call(
+    op: Op, entry: Entry, node: ir.Node, wrt: int, outputs: Sequence[ir.Value | None]
+) -> ir.Value | None:
+    """Call a rule with the gradients of a node's outputs, and undo broadcasting."""
+    gradient = entry.rule(op, node, wrt, outputs if entry.many_outputs else outputs[0])  # type: ignore[arg-type]
     if gradient is not None and entry.broadcasts:
-        gradient = _undo_broadcast(op, gradient, value, node.outputs[0])
+        gradient = _undo_broadcast(op, gradient, operand(node, wrt), node.outputs[0])
     return gradient
 
 

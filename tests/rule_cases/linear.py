@@ -29,6 +29,7 @@ CASES = [
     row("Gemm", "square weights, transB", x(B, 4), weights(4, 4), weights(4), transB=1),
     row("Gemm", "plain", x(B, 4), x(4, 3), x(3)),
     row("Gemm", "no bias", x(B, 4), x(4, 3)),
+    row("Gemm", "rows of a known number", x(5, 4), x(4, 3), x(5, 1)),
     row("Gemm", "linear layer", x(B, 4), weights(3, 4), weights(3), transB=1),
     row("Gemm", "transB, alpha, beta", x(B, 4), x(3, 4), x(1, 3), transB=1, alpha=0.5, beta=-2.0),
     row("Gemm", "transA", x(4, 2), x(4, 3), x(2, 1), transA=1, beta=3.0),
