@@ -14,6 +14,7 @@ from click.testing import CliRunner
 from numpy.typing import NDArray
 from torch import nn
 
+from onnxplain import Explainer
 from onnxplain.cli import main
 from onnxplain.cli._methods import METHOD_NAMES
 from onnxplain.errors import MethodError, ModelError, VerificationError
@@ -87,6 +88,55 @@ def test_several_layers_have_maps_of_their_own(size: tuple[int, int], tmp_path: 
     for place in np.ndindex(CLASSES.shape):
         expected = heatmap([own[place] for own in maps], size)
         np.testing.assert_allclose(found["heatmap"][place], expected, rtol=0, atol=1e-5)
+
+
+class Watched:
+    """A session that notes which outputs are fetched."""
+
+    def __init__(self, path: Path) -> None:
+        self.session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+        self.fetched: list[str] = []
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.session, name)
+
+    def run(self, names: list[str], *arguments: Any) -> Any:
+        self.fetched = names
+        return self.session.run(names, *arguments)
+
+
+@pytest.mark.parametrize("size", [None, (34, 22)], ids=["its own size", "another size"])
+@pytest.mark.parametrize("layer", [None, "last"])
+def test_the_runtime_takes_the_files_maps(
+    layer: str | None, size: tuple[int, int] | None, tmp_path: Path
+) -> None:
+    """Activations and gradients then stay where the network runs; another method needs them."""
+    plain, path, layers = tmp_path / "plain.onnx", tmp_path / "model.onnx", ["first", "last"]
+    model = network(nn.Linear(8, 5))
+    export(model, EXAMPLE, plain, layer=layers, dynamic_size=True)
+    export(model, EXAMPLE, path, layer=layers, dynamic_size=True, heatmap="layercam")
+    session = Watched(path)
+    explainer, expected = Explainer(session=session, size=size), Explainer(plain, size=size)  # type: ignore[arg-type]
+    picture = np.random.default_rng(2).integers(0, 256, (31, 40, 3), np.uint8)
+    for method, outputs in (("layercam", {"cam"}), ("gradcam", {"activations", "gradients"})):
+        found = explainer.explain(picture, 2, method, layer)
+        assert {name.partition(".")[0] for name in session.fetched} == {"logits", "explained_class", *outputs}
+        other = expected.explain(picture, 2, method, layer)
+        np.testing.assert_allclose(found.heatmap, other.heatmap, rtol=0, atol=1e-5)
+        for mine, its in zip(found.cams, other.cams, strict=True):
+            np.testing.assert_allclose(mine, its, rtol=0, atol=1e-6)
+            assert mine.any()
+
+
+def test_a_file_without_the_maps_that_its_manifest_promises(tmp_path: Path) -> None:
+    path, other = tmp_path / "model.onnx", tmp_path / "other.onnx"
+    export(network(nn.Linear(8, 5)), EXAMPLE, path, layer="last", heatmap="layercam")
+    proto = onnx.load(path)
+    (cam,) = (output for output in proto.graph.output if output.name == "cam")
+    proto.graph.output.remove(cam)
+    onnx.save(proto, other)
+    with pytest.raises(ModelError, match="lacks the output 'cam'"):
+        Explainer(other)
 
 
 def test_tokens(tmp_path: Path) -> None:

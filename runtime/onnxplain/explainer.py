@@ -273,12 +273,9 @@ class Explainer:
         enough = enough_pixels(self._input) if reduced and not self.manifest.pixels else None
         pictures = [read_picture(image, enough) for image in images]
         prepared = [self._prepare(picture) for picture in pictures]
-        outputs = self._infer_all([tensor for tensor, _ in prepared], class_index, layers)
+        outputs = self._infer_all([tensor for tensor, _ in prepared], class_index, layers, method)
         logits, explained = outputs["logits"], outputs["explained_class"]
-        maps = [
-            METHODS[method].maps(outputs[one.activations], outputs[one.gradients]).astype(np.float32)
-            for one in layers
-        ]
+        maps = [self._maps(outputs, one, method) for one in layers]
         probabilities = _probabilities(logits, self.manifest.activation)
         return [
             [
@@ -309,13 +306,14 @@ class Explainer:
         images: Sequence[NDArray[Any]],
         class_index: Sequence[Sequence[int]],
         layers: Sequence[Layer],
+        method: str,
     ) -> dict[str, NDArray[Any]]:
         """Run the network on images, those of one size in a batch."""
         batches: dict[tuple[int, ...], list[int]] = {}
         for number, image in enumerate(images):
             batches.setdefault(image.shape, []).append(number)
         results = [
-            self._infer(np.stack([images[i] for i in batch]), [class_index[i] for i in batch], layers)
+            self._infer(np.stack([images[i] for i in batch]), [class_index[i] for i in batch], layers, method)
             for batch in batches.values()
         ]
         if len(results) == 1:  # gradients are large: no copies
@@ -324,14 +322,24 @@ class Explainer:
         return {name: np.concatenate([result[name] for result in results])[order] for name in results[0]}
 
     def _infer(
-        self, batch: NDArray[Any], class_index: Sequence[Sequence[int]], layers: Sequence[Layer]
+        self,
+        batch: NDArray[Any],
+        class_index: Sequence[Sequence[int]],
+        layers: Sequence[Layer],
+        method: str,
     ) -> dict[str, NDArray[Any]]:
-        """Run the network; return its outputs by name, checked."""
+        """Run the network; return its outputs by name, checked.
+
+        Of a method whose maps the file computes, the maps alone: activations and gradients, which are larger,
+        then needn't leave the device that the network runs on.
+        """
         names = ["logits", "explained_class"]
-        names += [name for layer in layers for name in (layer.activations, layer.gradients)]
+        for layer in layers:
+            has_maps = method == self.manifest.heatmap
+            names += [self.manifest.cam(layer)] if has_maps else [layer.activations, layer.gradients]
         feeds: dict[str, NDArray[Any]] = {"image": batch, "class_index": np.array(class_index, np.int64)}
         outputs = dict(zip(names, run(self._session, names, feeds), strict=True))
-        _check_shapes(outputs, feeds["class_index"].shape, layers, self._input == self.manifest.input)
+        self._check_shapes(outputs, feeds["class_index"].shape, layers)
         classes = outputs["logits"].shape[1]
         if self.manifest.labels is not None and len(self.manifest.labels) != classes:
             raise ModelError(f"the model has {classes} classes but {len(self.manifest.labels)} labels")
@@ -339,32 +347,45 @@ class Explainer:
         _check_finite(outputs)
         return outputs
 
+    def _check_shapes(
+        self, outputs: Mapping[str, NDArray[Any]], rows: tuple[int, ...], layers: Sequence[Layer]
+    ) -> None:
+        """Compare what came out with the manifest: a graph may leave its outputs' shapes open.
+
+        Where images have another size than the manifest's, so have the maps; those of a layer are all alike.
+        """
+        batch = rows[0]
+        shapes: dict[str, tuple[int, ...]] = {"explained_class": rows}
+        for layer in layers:
+            leading: dict[str, tuple[int, ...]] = {
+                layer.activations: (batch, layer.channels),
+                layer.gradients: (*rows, layer.channels),
+                self.manifest.cam(layer): rows,
+            }
+            fetched = [name for name in leading if name in outputs]
+            size = outputs[fetched[0]].shape[-2:]
+            if self._input == self.manifest.input:
+                size = (layer.height, layer.width)
+            shapes |= {name: (*leading[name], *size) for name in fetched}
+        for name, shape in shapes.items():
+            if outputs[name].shape != shape:
+                raise ModelError(f"the model's {name!r} came out as {outputs[name].shape}, not as {shape}")
+        if outputs["logits"].shape[:-1] != (batch,):
+            raise ModelError(f"the model's 'logits' came out as {outputs['logits'].shape}")
+
+    def _maps(self, outputs: Mapping[str, NDArray[Any]], layer: Layer, method: str) -> NDArray[np.float32]:
+        """Return a method's maps of a layer, [batch, classes, h, w]."""
+        in_file = outputs.get(self.manifest.cam(layer))
+        if in_file is not None:
+            return in_file
+        return METHODS[method].maps(outputs[layer.activations], outputs[layer.gradients]).astype(np.float32)
+
     def _layers(self, name: str | None) -> tuple[Layer, ...]:
         layers = tuple(layer for layer in self.manifest.layers if name in (None, layer.name))
         if not layers:
             known = ", ".join(layer.name for layer in self.manifest.layers)
             raise MethodError(f"the file has no target layer {name!r}; it has {known}")
         return layers
-
-
-def _check_shapes(
-    outputs: Mapping[str, NDArray[Any]], rows: tuple[int, ...], layers: Sequence[Layer], is_usual_size: bool
-) -> None:
-    """Compare what came out with the manifest: a graph may leave its outputs' shapes open.
-
-    Where images have another size than the manifest's, so have the maps; gradients are as large as these.
-    """
-    batch = rows[0]
-    shapes: dict[str, tuple[int, ...]] = {"explained_class": rows}
-    for layer in layers:
-        sides = (layer.height, layer.width) if is_usual_size else outputs[layer.activations].shape[2:]
-        size = (layer.channels, *sides)
-        shapes |= {layer.activations: (batch, *size), layer.gradients: (*rows, *size)}
-    for name, shape in shapes.items():
-        if outputs[name].shape != shape:
-            raise ModelError(f"the model's {name!r} came out as {outputs[name].shape}, not as {shape}")
-    if outputs["logits"].shape[:-1] != (batch,):
-        raise ModelError(f"the model's 'logits' came out as {outputs['logits'].shape}")
 
 
 def _check_classes(explained: NDArray[np.int64], requested: NDArray[np.int64], classes: int) -> None:

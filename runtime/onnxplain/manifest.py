@@ -189,6 +189,10 @@ class Manifest:
         for name in ("producer", "source", "verification"):
             _require(isinstance(getattr(self, name), Mapping), f"{name} must be an object")
 
+    def cam(self, layer: Layer) -> str:
+        """Return the name of a layer's maps among the outputs, where `heatmap` says that there are any."""
+        return "cam" if len(self.layers) == 1 else f"cam.{layer.name}"
+
     def to_json(self) -> str:
         """Return the manifest as JSON; the same manifest always gives the same text."""
         fields = asdict(self)

@@ -246,6 +246,8 @@ def _check_tensors(session: InferenceSession, manifest: Manifest) -> None:
             layer.activations: ("tensor(float)", (None, *shape)),
             layer.gradients: ("tensor(float)", (None, None, *shape)),
         }
+        if manifest.heatmap is not None:
+            outputs[manifest.cam(layer)] = ("tensor(float)", (None, None, layer.height, layer.width))
     _compare("input", session.get_inputs(), inputs)
     _compare("output", session.get_outputs(), outputs)
     extra = {tensor.name for tensor in session.get_inputs()} - inputs.keys()
