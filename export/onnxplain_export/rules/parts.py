@@ -84,8 +84,11 @@ def _gathered(node: ir.Node) -> tuple[int, int, int] | None:
 
 def _sliced(node: ir.Node) -> tuple[int, int, int] | None:
     """Return axis, first place and number of the places that a Slice of one axis reads."""
-    x, (starts, ends, axes, steps) = operand(node, 0), [*map(constant_ints, node.inputs[1:]), [0], [1]][:4]
-    if starts is None or ends is None or axes is None or len(axes) != 1 or steps != [1]:
+    x = operand(node, 0)
+    starts, ends, axes, steps = (
+        _input_ints(node, index, default) for index, default in ((1, None), (2, None), (3, [0]), (4, [1]))
+    )
+    if starts is None or ends is None or len(starts) != 1 or not axes or steps != [1]:
         return None
     axis = axes[0] % rank(x)
     length = static_dim(x, axis)
@@ -93,6 +96,11 @@ def _sliced(node: ir.Node) -> tuple[int, int, int] | None:
         return None
     start, end, _ = slice(starts[0], ends[0]).indices(length)
     return axis, start, end - start
+
+
+def _input_ints(node: ir.Node, index: int, default: list[int] | None) -> list[int] | None:
+    value = node.inputs[index] if len(node.inputs) > index else None
+    return default if value is None else constant_ints(value)
 
 
 @dataclass(frozen=True)
