@@ -20,6 +20,7 @@ from onnxplain.cli.explain import command
 from onnxplain.images import read_image
 from onnxplain.manifest import METADATA_KEY
 from onnxplain.maps import METHODS
+from onnxplain.network import Network
 from onnxplain.overlay import Colormap
 from onnxplain.session import Device
 from tiny_explainer import tiny_explainer, tiny_manifest
@@ -106,8 +107,8 @@ def test_one_forward_pass_for_all_classes(
     model: Path, picture: Path, out: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     runs = []
-    infer = Explainer._infer
-    monkeypatch.setattr(Explainer, "_infer", lambda self, *args: runs.append(1) or infer(self, *args))
+    infer = Network.explain
+    monkeypatch.setattr(Network, "explain", lambda self, *args: runs.append(1) or infer(self, *args))
     assert run("explain", model, picture, "--top", "4", "-o", out).exit_code == 0
     assert len(records(out)[0]["classes"]) == 4
     assert len(runs) == 1

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from dataclasses import astuple, dataclass, field
+from collections.abc import Sequence
+from dataclasses import astuple, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -42,11 +43,13 @@ class Explanation:
     layers
         Names of the target layers.
     cams
-        One raw map a layer, float32 [h, w].
+        One raw map a layer, float32 [h, w]; with augmentation smoothing, one a layer and augmentation.
     picture
         The picture, whole or reduced.
     view
         The part of the picture that the network saw.
+    peaks
+        What counts as 1 in the heatmap, for each of `cams`; None for the largest of each.
     """
 
     index: int
@@ -58,6 +61,7 @@ class Explanation:
     cams: tuple[NDArray[np.floating[Any]], ...] = field(repr=False)
     picture: Picture = field(repr=False)
     view: View = field(repr=False)
+    peaks: tuple[float, ...] | None = field(default=None, repr=False)
 
     @property
     def image(self) -> NDArray[np.uint8]:
@@ -86,7 +90,7 @@ class Explanation:
 
         Computed when first asked for: for a picture of 12 megapixels it takes 48 MB.
         """
-        return heatmap(self.cams, self.picture.size, self.view)
+        return heatmap(self.cams, self.picture.size, self.view, self.peaks)
 
     def overlay(self, colormap: Colormap = "inferno", alpha: float = 0.8) -> NDArray[np.uint8]:
         """Return the picture with the heatmap in colour on it, RGB, uint8 [H, W, 3].
@@ -115,7 +119,7 @@ class Explanation:
         if step == 1:
             return find_boxes(self.heatmap, threshold)
         view = View(*(side / step for side in astuple(self.view)))
-        grid = heatmap(self.cams, (-(-height // step), -(-width // step)), view)
+        grid = heatmap(self.cams, (-(-height // step), -(-width // step)), view, self.peaks)
         return [
             Box(x0 * step, y0 * step, min(x1 * step, width), min(y1 * step, height))
             for x0, y0, x1, y1 in find_boxes(grid, threshold)
@@ -141,3 +145,12 @@ class Explanation:
             write_atomically(path, encoded)
         except OSError as error:
             raise ImageError(f"can't write {path}: {error.strerror}") from None
+
+
+def on_common_scale(explanations: Sequence[Explanation]) -> list[Explanation]:
+    """Return explanations of one picture whose heatmaps can be compared: what is 1 is the same in all."""
+    peaks = tuple(
+        max(float(cam.max(initial=0)) for cam in cams)
+        for cams in zip(*(one.cams for one in explanations), strict=True)
+    )
+    return [replace(one, peaks=peaks) for one in explanations]

@@ -13,7 +13,10 @@ from onnxplain.products import SMALL_PRODUCT
 
 
 def heatmap(
-    maps: Sequence[NDArray[np.floating[Any]]], size: tuple[int, int], view: View | None = None
+    maps: Sequence[NDArray[np.floating[Any]]],
+    size: tuple[int, int],
+    view: View | None = None,
+    peaks: Sequence[float] | None = None,
 ) -> NDArray[np.float32]:
     """Lay a layer's map, or the mean of several layers', over a picture.
 
@@ -29,6 +32,9 @@ def heatmap(
         Height and width of the picture.
     view
         The part of the picture that the maps cover; all of it by default.
+    peaks
+        What counts as 1 in each map, in place of its own smallest and largest cell: then 0 is 0, and the
+        heatmaps of several classes can be compared. Not smaller than the map's largest cell.
 
     Returns
     -------
@@ -39,9 +45,16 @@ def heatmap(
     view = view or View(0, 0, height, width)
     rows = _pixels_inside(view.top, view.height, height)
     columns = _pixels_inside(view.left, view.width, width)
-    layers = [_resize(_minmax(np.maximum(map_, 0)), view, rows, columns) for map_ in maps]
+    inside = np.s_[rows.start : rows.stop, columns.start : columns.stop]
     placed = np.zeros(size, np.float32)
-    placed[rows.start : rows.stop, columns.start : columns.stop] = _minmax(sum(layers[1:], layers[0]))
+    if peaks is None:
+        layers = [_resize(_minmax(np.maximum(map_, 0)), view, rows, columns) for map_ in maps]
+        placed[inside] = _minmax(sum(layers[1:], layers[0]))
+    else:
+        for map_, peak in zip(maps, peaks, strict=True):
+            if peak > 0:
+                share = np.maximum(map_, 0) / (peak * len(maps))
+                placed[inside] += _resize(share.astype(np.float32), view, rows, columns)
     return placed
 
 

@@ -423,7 +423,7 @@ def finercam(
     """
     activations, gradients = _check(activations, gradients)
     rivals = np.asarray(rivals)
-    if (*rivals.shape[:-4], *rivals.shape[-3:]) != gradients.shape:
+    if rivals.ndim < 4 or (*rivals.shape[:-4], *rivals.shape[-3:]) != gradients.shape:
         raise ValueError(
             f"rivals {list(rivals.shape)} and gradients {list(gradients.shape)} don't fit: rivals are "
             "[..., classes, rivals, channels, h, w]"
@@ -443,6 +443,8 @@ class Method:
     """Defined only where global average pooling and one linear layer follow the target layer."""
     rivals: int = 0
     """Against how many of the most likely other classes a class is explained."""
+    is_eigen: bool = False
+    """A principal component itself, for which there is no eigen smoothing."""
 
 
 METHODS: Mapping[str, Method] = {
@@ -455,13 +457,13 @@ METHODS: Mapping[str, Method] = {
     "gradcam_elementwise": Method(gradcam_elementwise),
     "gradcam_signed": Method(gradcam_signed),
     "counterfactual": Method(counterfactual),
-    "eigencam": Method(eigencam),
-    "eigengradcam": Method(eigengradcam),
+    "eigencam": Method(eigencam, is_eigen=True),
+    "eigengradcam": Method(eigengradcam, is_eigen=True),
     "finercam": Method(finercam, rivals=3),
 }
 
 
-def check_method(method: str, heads: Mapping[str, str | None]) -> None:
+def check_method(method: str, heads: Mapping[str, str | None], *, eigen_smooth: bool = False) -> None:
     """Check that a method exists, and is defined for layers whose heads are given by name.
 
     Raises
@@ -471,6 +473,8 @@ def check_method(method: str, heads: Mapping[str, str | None]) -> None:
     """
     if method not in METHODS:
         raise MethodError(f"unknown method {method!r}; there are {', '.join(METHODS)}")
+    if eigen_smooth and METHODS[method].is_eigen:
+        raise MethodError(f"{method} is a principal component already; leave eigen_smooth out")
     for layer, head in heads.items():
         if METHODS[method].gap_linear and head != "gap_linear":
             raise MethodError(
