@@ -286,11 +286,11 @@ class Explainer:
         prepared = [network.prepare(picture) for picture in pictures]
         tensors = [tensor for tensor, _ in prepared]
         logits, explained, maps = self._maps(tensors, class_index, how)
-        if how.aug_smooth:
-            for augmentation in AUGMENTATIONS:
-                augmented = [augmentation.apply(tensor) for tensor in tensors]
-                more = self._maps(augmented, explained.tolist(), how)[2]
-                maps += [augmentation.undo(map_) for map_ in more]
+        augmented = []
+        for augmentation in AUGMENTATIONS if how.aug_smooth else ():
+            changed = [augmentation.apply(tensor) for tensor in tensors]
+            theirs = self._maps(changed, explained.tolist(), how)[2]
+            augmented.append([augmentation.undo(map_) for map_ in theirs])
         probabilities = network.probabilities(logits)
         return [
             [
@@ -304,6 +304,7 @@ class Explainer:
                     cams=tuple(map_[row, column] for map_ in maps),
                     picture=picture,
                     view=view,
+                    augmented=tuple(tuple(map_[row, column] for map_ in theirs) for theirs in augmented),
                 )
                 for column, index in enumerate(explained[row])
             ]

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from onnxplain.boxes import Box, find_boxes
 from onnxplain.errors import ImageError
 from onnxplain.files import write_atomically
-from onnxplain.heatmap import heatmap
+from onnxplain.heatmap import heatmap, minmax
 from onnxplain.images import Picture
 from onnxplain.opencv import cv2
 from onnxplain.overlay import Colormap, overlay
@@ -43,13 +43,15 @@ class Explanation:
     layers
         Names of the target layers.
     cams
-        One raw map a layer, float32 [h, w]; with augmentation smoothing, one a layer and augmentation.
+        One raw map a layer, float32 [h, w].
     picture
         The picture, whole or reduced.
     view
         The part of the picture that the network saw.
     peaks
-        What counts as 1 in the heatmap, for each of `cams`; None for the largest of each.
+        What counts as 1 in the heatmap, for each layer; None for the largest cell of each map.
+    augmented
+        With augmentation smoothing, the maps of the picture mirrored, brighter and darker, as they lie on it.
     """
 
     index: int
@@ -62,6 +64,7 @@ class Explanation:
     picture: Picture = field(repr=False)
     view: View = field(repr=False)
     peaks: tuple[float, ...] | None = field(default=None, repr=False)
+    augmented: tuple[tuple[NDArray[np.floating[Any]], ...], ...] = field(default=(), repr=False)
 
     @property
     def image(self) -> NDArray[np.uint8]:
@@ -77,12 +80,13 @@ class Explanation:
     def cam(self) -> NDArray[np.floating[Any]]:
         """The raw map, float32 [h, w]. For several layers: the mean of their maps, at the finest one's size.
 
-        A layer's raw map has the method's own scale; the mean of several is in [0, 1], as a heatmap is.
+        A layer's raw map has the method's own scale; the mean of several, or of several augmentations, is in
+        [0, 1], as a heatmap is.
         """
-        if len(self.cams) == 1:
+        if len(self.cams) == 1 and not self.augmented:
             return self.cams[0]
         finest = max(self.cams, key=lambda cam: cam.size)
-        return heatmap(self.cams, (finest.shape[0], finest.shape[1]))
+        return self._heat((finest.shape[0], finest.shape[1]), None)
 
     @cached_property
     def heatmap(self) -> NDArray[np.float32]:
@@ -90,7 +94,15 @@ class Explanation:
 
         Computed when first asked for: for a picture of 12 megapixels it takes 48 MB.
         """
-        return heatmap(self.cams, self.picture.size, self.view, self.peaks)
+        return self._heat(self.picture.size, self.view)
+
+    def _heat(self, size: tuple[int, int], view: View | None) -> NDArray[np.float32]:
+        """Return the heatmap at a size, the mean over augmentations where there are some."""
+        heats = [heatmap(cams, size, view, self.peaks) for cams in (self.cams, *self.augmented)]
+        if len(heats) == 1:
+            return heats[0]
+        mean: NDArray[np.float32] = np.stack(heats).mean(axis=0)
+        return mean if self.peaks else minmax(mean)
 
     def overlay(self, colormap: Colormap = "inferno", alpha: float = 0.8) -> NDArray[np.uint8]:
         """Return the picture with the heatmap in colour on it, RGB, uint8 [H, W, 3].
@@ -119,7 +131,7 @@ class Explanation:
         if step == 1:
             return find_boxes(self.heatmap, threshold)
         view = View(*(side / step for side in astuple(self.view)))
-        grid = heatmap(self.cams, (-(-height // step), -(-width // step)), view, self.peaks)
+        grid = self._heat((-(-height // step), -(-width // step)), view)
         return [
             Box(x0 * step, y0 * step, min(x1 * step, width), min(y1 * step, height))
             for x0, y0, x1, y1 in find_boxes(grid, threshold)
@@ -151,6 +163,6 @@ def on_common_scale(explanations: Sequence[Explanation]) -> list[Explanation]:
     """Return explanations of one picture whose heatmaps can be compared: what is 1 is the same in all."""
     peaks = tuple(
         max(float(cam.max(initial=0)) for cam in cams)
-        for cams in zip(*(one.cams for one in explanations), strict=True)
+        for cams in zip(*(cams for one in explanations for cams in (one.cams, *one.augmented)), strict=True)
     )
     return [replace(one, peaks=peaks) for one in explanations]

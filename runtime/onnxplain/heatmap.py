@@ -48,8 +48,8 @@ def heatmap(
     inside = np.s_[rows.start : rows.stop, columns.start : columns.stop]
     placed = np.zeros(size, np.float32)
     if peaks is None:
-        layers = [_resize(_minmax(np.maximum(map_, 0)), view, rows, columns) for map_ in maps]
-        placed[inside] = _minmax(sum(layers[1:], layers[0]))
+        layers = [_resize(minmax(np.maximum(map_, 0)), view, rows, columns) for map_ in maps]
+        placed[inside] = minmax(sum(layers[1:], layers[0]))
     else:
         for map_, peak in zip(maps, peaks, strict=True):
             if peak > 0:
@@ -96,7 +96,7 @@ def _resize(map_: NDArray[np.float32], view: View, rows: range, columns: range) 
     return resized
 
 
-def _minmax(values: NDArray[np.floating[Any]]) -> NDArray[np.float32]:
+def minmax(values: NDArray[np.floating[Any]]) -> NDArray[np.float32]:
     """Scale to [0, 1]; all 0 where the values are all the same, or there are none."""
     low, high = values.min(initial=np.inf), values.max(initial=-np.inf)
     if not high > low:
