@@ -17,6 +17,7 @@ from cli_helpers import LABELS, assert_one_line_error, run, write_explainer, wri
 from onnxplain import Explainer
 from onnxplain.cli._pictures import find_pictures, overlay_name
 from onnxplain.cli.explain import command
+from onnxplain.image_methods import IMAGE_METHODS
 from onnxplain.images import read_image
 from onnxplain.manifest import METADATA_KEY
 from onnxplain.maps import METHODS
@@ -127,7 +128,7 @@ def test_method_and_colormap(method: str, colormap: Colormap, model: Path, pictu
 
 def test_choices_are_those_of_the_library() -> None:
     choices = {option.name: getattr(option.type, "choices", None) for option in command.params}
-    assert set(choices["method"]) == set(METHODS)
+    assert list(choices["method"]) == [*METHODS, *IMAGE_METHODS]
     assert tuple(choices["colormap"]) == get_args(Colormap)
     assert tuple(choices["device"]) == get_args(Device)
 

@@ -16,9 +16,10 @@ from torch import nn
 
 from onnxplain import Explainer
 from onnxplain.cli import main
-from onnxplain.cli._methods import IN_THE_GRAPH, METHOD_NAMES
+from onnxplain.cli._methods import IN_THE_GRAPH, METHOD_NAMES, ONE_RUN
 from onnxplain.errors import MethodError, ModelError, VerificationError
 from onnxplain.heatmap import heatmap
+from onnxplain.image_methods import IMAGE_METHODS
 from onnxplain.manifest import Manifest
 from onnxplain.maps import METHODS
 from onnxplain_export import export, verify
@@ -48,7 +49,8 @@ def outputs_of(path: Path, size: tuple[int, int], classes: NDArray[np.int64]) ->
 
 
 def test_every_method_is_emitted_and_on_the_command_line() -> None:
-    assert list(METHOD_NAMES) == list(METHODS)
+    assert list(METHOD_NAMES) == [*METHODS, *IMAGE_METHODS]
+    assert list(ONE_RUN) == list(METHODS)
     assert list(IN_THE_GRAPH) == list(EMITTED)
     assert set(METHODS) - set(EMITTED) == {"eigencam", "eigengradcam", "finercam"}
 

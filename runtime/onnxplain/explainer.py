@@ -13,10 +13,12 @@ from numpy.typing import NDArray
 
 from onnxplain.errors import MethodError, TargetError
 from onnxplain.explanation import Explanation, on_common_scale
+from onnxplain.image_methods import IMAGE, IMAGE_METHODS, Subject, check_image_method
 from onnxplain.images import Image, read_picture
 from onnxplain.manifest import Layer, Manifest
 from onnxplain.maps import METHODS, check_method
 from onnxplain.network import Network
+from onnxplain.perturbation import Progress
 from onnxplain.pipeline import in_order
 from onnxplain.preprocessing import enough_pixels
 from onnxplain.session import Device, Provider, create_session, model_name, read_manifest
@@ -93,6 +95,7 @@ class Explainer:
         *,
         eigen_smooth: bool = False,
         aug_smooth: bool = False,
+        progress: Progress = lambda done, total: None,
     ) -> Explanation:
         """Explain one class of one picture.
 
@@ -105,7 +108,8 @@ class Explainer:
             class.
         method
             A key of `onnxplain.maps.METHODS`: ``"gradcam"``, ``"gradcam++"``, ``"layercam"`` and others, or
-            ``"cam"`` where the network ends in global average pooling and a linear layer.
+            ``"cam"`` where the network ends in global average pooling and a linear layer. Or one of
+            `onnxplain.image_methods.IMAGE_METHODS`, which need more outputs or thousands of predictions.
         layer
             One of the file's target layers; None takes all of them together.
         eigen_smooth
@@ -114,6 +118,8 @@ class Explainer:
         aug_smooth
             Explain the picture mirrored, brighter and darker too, and take the mean heatmap: six runs of the
             network in place of one.
+        progress
+            Called with how many predictions are done and how many there are, by methods that make many.
 
         Raises
         ------
@@ -124,7 +130,7 @@ class Explainer:
         MethodError
             The method is unknown or undefined for the layer, or the file has no such layer.
         """
-        how = self._how(method, layer, eigen_smooth, aug_smooth)
+        how = self._how(method, layer, eigen_smooth, aug_smooth, progress)
         return self._run([image], [[target]], how)[0][0]
 
     def explain_classes(
@@ -138,13 +144,14 @@ class Explainer:
         reduced: bool = False,
         eigen_smooth: bool = False,
         aug_smooth: bool = False,
+        progress: Progress = lambda done, total: None,
         common_scale: bool = False,
     ) -> list[Explanation]:
         """Explain several classes of one picture in one forward pass.
 
         Parameters
         ----------
-        image, method, layer, eigen_smooth, aug_smooth
+        image, method, layer, eigen_smooth, aug_smooth, progress
             As in `explain`.
         targets
             The classes, each as in `explain`.
@@ -175,7 +182,7 @@ class Explainer:
             raise TypeError("explain_classes takes either targets or top")
         elif isinstance(targets, str):
             raise TypeError("targets is a list of classes; for one class, call explain")
-        how = self._how(method, layer, eigen_smooth, aug_smooth)
+        how = self._how(method, layer, eigen_smooth, aug_smooth, progress)
         found = self._run([image], [list(targets)], how, reduced)[0]
         return on_common_scale(found) if common_scale else found
 
@@ -285,11 +292,13 @@ class Explainer:
         pictures = [read_picture(image, enough) for image in images]
         prepared = [network.prepare(picture) for picture in pictures]
         tensors = [tensor for tensor, _ in prepared]
-        logits, explained, maps = self._maps(tensors, class_index, how)
+        of_images = how.method in IMAGE_METHODS
+        compute = self._image_maps if of_images else self._maps
+        logits, explained, maps = compute(tensors, class_index, how)
         augmented = []
         for augmentation in AUGMENTATIONS if how.aug_smooth else ():
             changed = [augmentation.apply(tensor) for tensor in tensors]
-            theirs = self._maps(changed, explained.tolist(), how)[2]
+            theirs = compute(changed, explained.tolist(), how)[2]
             augmented.append([augmentation.undo(map_) for map_ in theirs])
         probabilities = network.probabilities(logits)
         return [
@@ -300,7 +309,7 @@ class Explainer:
                     logit=float(logits[row, index]),
                     probability=None if probabilities is None else float(probabilities[row, index]),
                     method=how.method,
-                    layers=tuple(one.name for one in how.layers),
+                    layers=how.names,
                     cams=tuple(map_[row, column] for map_ in maps),
                     picture=picture,
                     view=view,
@@ -342,19 +351,48 @@ class Explainer:
             maps.append(METHODS[how.method].maps(*arrays, **smooth).astype(np.float32))
         return outputs["logits"], explained[:, :classes], maps
 
-    def _how(self, method: str, layer: str | None, eigen_smooth: bool, aug_smooth: bool) -> _How:
+    def _image_maps(
+        self, tensors: Sequence[NDArray[Any]], class_index: Sequence[Sequence[int]], how: _How
+    ) -> tuple[NDArray[np.float32], NDArray[np.int64], list[NDArray[np.float32]]]:
+        """Do the same by a method that explains the image itself, or by many predictions, one by one."""
+        outputs = self._network.explain(tensors, class_index, (), [])
+        explained = outputs["explained_class"]
+        found = [
+            IMAGE_METHODS[how.method].maps(
+                Subject(self._network, tensor, classes.tolist(), how.layers, how.progress)
+            )
+            for tensor, classes in zip(tensors, explained, strict=True)
+        ]
+        maps = [np.stack(maps).astype(np.float32) for maps in zip(*found, strict=True)]
+        return outputs["logits"], explained, maps
+
+    def _how(
+        self,
+        method: str,
+        layer: str | None,
+        eigen_smooth: bool,
+        aug_smooth: bool,
+        progress: Progress = lambda done, total: None,
+    ) -> _How:
         """Check that the file can be explained so."""
         layers = tuple(one for one in self.manifest.layers if layer in (None, one.name))
         if not layers:
             known = ", ".join(one.name for one in self.manifest.layers)
             raise MethodError(f"the file has no target layer {layer!r}; it has {known}")
-        check_method(method, {one.name: one.head for one in layers}, eigen_smooth=eigen_smooth)
+        if method in IMAGE_METHODS:
+            check_image_method(method, self._network)
+            if eigen_smooth:
+                raise MethodError(f"eigen_smooth is for sums over a layer's channels, and {method} has none")
+        elif method in METHODS:
+            check_method(method, {one.name: one.head for one in layers}, eigen_smooth=eigen_smooth)
+        else:
+            raise MethodError(f"unknown method {method!r}; there are {', '.join([*METHODS, *IMAGE_METHODS])}")
         if aug_smooth and self.manifest.pixels:
             raise MethodError(
                 "aug_smooth changes what the network takes, and this file prepares pictures itself; "
                 "export it without --pixels"
             )
-        return _How(method, layers, eigen_smooth, aug_smooth)
+        return _How(method, layers, eigen_smooth, aug_smooth, progress)
 
 
 @dataclass(frozen=True)
@@ -365,6 +403,14 @@ class _How:
     layers: tuple[Layer, ...]
     eigen_smooth: bool
     aug_smooth: bool
+    progress: Progress
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """What is explained: the layers, or the image."""
+        if self.method in IMAGE_METHODS and not IMAGE_METHODS[self.method].has_layers:
+            return (IMAGE,)
+        return tuple(layer.name for layer in self.layers)
 
 
 def _rivals(

@@ -52,6 +52,10 @@ class Network:
             self.input = self.input.at_size(*size)
             check_size(session, *size)
 
+    def has_output(self, name: str) -> bool:
+        """Say whether the file has an output of a name."""
+        return any(output.name == name for output in self.session.get_outputs())
+
     def prepare(self, picture: Picture) -> tuple[NDArray[Any], View]:
         """Return what the file takes of a picture, and what the network sees of it."""
         if self.manifest.pixels:

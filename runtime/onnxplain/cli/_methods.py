@@ -13,4 +13,16 @@ IN_THE_GRAPH = (
 )
 """Those that a file can compute itself."""
 
-METHOD_NAMES = (*IN_THE_GRAPH, "eigencam", "eigengradcam", "finercam")
+ONE_RUN = (*IN_THE_GRAPH, "eigencam", "eigengradcam", "finercam")
+"""Those of one run of the network."""
+
+METHOD_NAMES = (
+    *ONE_RUN,
+    "scorecam",
+    "rise",
+    "saliency",
+    "smoothgrad",
+    "integrated_gradients",
+    "guided_backprop",
+    "guided_gradcam",
+)
