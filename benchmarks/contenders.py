@@ -28,17 +28,17 @@ class Contender:
     Parameters
     ----------
     kind
-        A key of `RUNS`: ``file``, ``grad-cam``, ``torchcam`` or ``captum``.
+        A key of `RUNS`: ``file``, ``openvino``, ``recipro-cam``, ``grad-cam``, ``torchcam`` or ``captum``.
     source
         The file, or the name of the network in PyTorch.
     batch
         How many images a run takes.
     threads
-        Threads of onnxruntime or PyTorch.
+        Threads of onnxruntime, OpenVINO or PyTorch.
     classes
         Of a file that is an explainer: how many classes are explained.
     layer
-        Of a network in PyTorch: the target layer.
+        Of a network in PyTorch: the target layer. Of ``recipro-cam``: the tensor that is masked.
     """
 
     kind: str
@@ -155,6 +155,11 @@ def images(batch: int) -> NDArray[np.float32]:
     return np.random.default_rng(SEED).standard_normal((batch, 3, SIZE, SIZE)).astype(np.float32)
 
 
+def ranks(contender: Contender) -> NDArray[np.int64]:
+    """Return the classes that are explained of each image: those that the network ranks first."""
+    return np.tile(-1 - np.arange(contender.classes), (contender.batch, 1))
+
+
 def run_file(contender: Contender) -> Callable[[], object]:
     """Return a run of a model file: all outputs of an explainer, or without classes its logits alone."""
     import onnxruntime
@@ -163,13 +168,36 @@ def run_file(contender: Contender) -> Callable[[], object]:
     options.intra_op_num_threads = contender.threads
     options.log_severity_level = 3
     session = onnxruntime.InferenceSession(contender.source, options, providers=["CPUExecutionProvider"])
-    ranks = np.tile(-1 - np.arange(contender.classes), (contender.batch, 1))
     feeds = {
-        given.name: images(contender.batch) if given.type == "tensor(float)" else ranks
+        given.name: images(contender.batch) if given.type == "tensor(float)" else ranks(contender)
         for given in session.get_inputs()
     }
     outputs = None if contender.classes else [session.get_outputs()[0].name]
     return lambda: session.run(outputs, feeds)
+
+
+def run_openvino(contender: Contender) -> Callable[[], object]:
+    """Return a run of a model file in OpenVINO, all outputs."""
+    import openvino
+    from openvino_models import compiled, read
+
+    inputs = openvino.Core().read_model(contender.source).inputs
+    feeds = {
+        given.any_name: images(contender.batch) if given.element_type.is_real() else ranks(contender)
+        for given in inputs
+    }
+    shapes = {name: array.shape for name, array in feeds.items()}
+    model = compiled(read(contender.source, shapes), contender.threads)
+    return lambda: model(feeds)
+
+
+def run_recipro_cam(contender: Contender) -> Callable[[], object]:
+    """Return a run of ReciproCAM in OpenVINO, up to the maps of all classes; it takes one image."""
+    from openvino_models import compiled, with_recipro_cam
+
+    image = images(1)
+    model = compiled(with_recipro_cam(contender.source, contender.layer, image.shape), contender.threads)
+    return lambda: model(image)
 
 
 def run_gradcam(contender: Contender) -> Callable[[], object]:
@@ -232,6 +260,8 @@ def _reshape(network: str) -> Callable[[Any], Any] | None:
 
 RUNS: dict[str, Callable[[Contender], Callable[[], object]]] = {
     "file": run_file,
+    "openvino": run_openvino,
+    "recipro-cam": run_recipro_cam,
     "grad-cam": run_gradcam,
     "torchcam": run_torchcam,
     "captum": run_captum,

@@ -49,7 +49,7 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, help="keep the exported files here, and take those that are")
     options = parser.parse_args()
     libraries = LIBRARIES if options.libraries else ()
-    print(measured_with(options.threads))
+    print(measured_with(options.threads, PACKAGES))
     print_row(["network", "plain, ms", *CLASSES, "memory", *libraries])
     print_row(["---", *["---:"] * (2 + len(CLASSES) + len(libraries))])
     ratios: dict[str, list[float]] = {}
@@ -68,10 +68,10 @@ def main() -> None:
         draw(ratios, [*CLASSES, *libraries], options.plot)
 
 
-def measured_with(threads: int) -> str:
-    """Say what the table was measured with."""
+def measured_with(threads: int, packages: Iterable[str]) -> str:
+    """Say what the table was measured with; packages that aren't installed are left out."""
     versions = []
-    for package in PACKAGES:
+    for package in packages:
         try:
             versions.append(f"{package} {version(package)}")
         except PackageNotFoundError:
