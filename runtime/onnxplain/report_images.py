@@ -38,14 +38,12 @@ def coloured_heat(explanation: Explanation, colormap: Colormap = "inferno") -> b
     Laid over the thumbnail at an opacity, it is what `onnxplain.overlay.overlay` makes with that as alpha.
     """
     heat = explanation.heatmap_at(_small(explanation.picture.size))
-    levels = np.asarray(cv2.convertScaleAbs(heat, alpha=255), np.uint8)
-    return _webp(np.dstack([colours_of(levels, colormap)[..., ::-1], levels]), _HEAT_QUALITY)
+    return _coloured(np.asarray(cv2.convertScaleAbs(heat, alpha=255), np.uint8), colormap)
 
 
 def ramp(colormap: Colormap = "inferno") -> bytes:
-    """Return the colours of heat from 0 to 1, as WebP."""
-    levels = np.arange(256, dtype=np.uint8)[None, ::2]
-    return _webp(colours_of(levels, colormap)[..., ::-1], _HEAT_QUALITY)
+    """Return the colours of heat from 0 to 1, as a heatmap has them."""
+    return _coloured(np.arange(0, 256, 2, dtype=np.uint8)[None], colormap)
 
 
 def embedded(image: bytes) -> str:
@@ -87,6 +85,10 @@ def _small(size: tuple[int, int]) -> tuple[int, int]:
     scale = min(1.0, LONGEST / max(size))
     height, width = (max(1, round(side * scale)) for side in size)
     return height, width
+
+
+def _coloured(levels: NDArray[np.uint8], colormap: Colormap) -> bytes:
+    return _webp(np.dstack([colours_of(levels, colormap)[..., ::-1], levels]), _HEAT_QUALITY)
 
 
 def _webp(bgr: NDArray[Any], quality: int) -> bytes:
