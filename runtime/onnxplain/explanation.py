@@ -96,6 +96,14 @@ class Explanation:
         """
         return self._heat(self.picture.size, self.view)
 
+    def heatmap_at(self, size: tuple[int, int]) -> NDArray[np.float32]:
+        """Return the heatmap of the picture at another size, a thumbnail's say, float32 [height, width]."""
+        down, right = (new / old for new, old in zip(size, self.picture.size, strict=True))
+        view = self.view
+        return self._heat(
+            size, View(view.top * down, view.left * right, view.height * down, view.width * right)
+        )
+
     def _heat(self, size: tuple[int, int], view: View | None) -> NDArray[np.float32]:
         """Return the heatmap at a size, the mean over augmentations where there are some."""
         heats = [heatmap(cams, size, view, self.peaks) for cams in (self.cams, *self.augmented)]

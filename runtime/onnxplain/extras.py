@@ -15,6 +15,7 @@ PACKAGES = {
     "torchvision": ("torchvision",),
     "timm": ("timm",),
     "evaluate": ("matplotlib", "scipy"),
+    "report": ("jinja2",),
 }
 
 
