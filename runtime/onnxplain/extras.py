@@ -14,6 +14,7 @@ PACKAGES = {
     "export": (*_ONNX, "torch", "safetensors"),
     "torchvision": ("torchvision",),
     "timm": ("timm",),
+    "figure": ("matplotlib",),
 }
 
 
