@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+from base64 import b64encode
 from collections.abc import Sequence
 from dataclasses import astuple, dataclass, field, replace
 from functools import cached_property
+from html import escape
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,7 +23,11 @@ from onnxplain.opencv import cv2
 from onnxplain.overlay import Colormap, overlay
 from onnxplain.preprocessing import View
 
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
 _BOX_GRID = 1024
+_NOTEBOOK_SIDE = 1024
 
 
 @dataclass(frozen=True, eq=False)
@@ -145,6 +151,53 @@ class Explanation:
             for x0, y0, x1, y1 in find_boxes(grid, threshold)
         ]
 
+    def figure(self, colormap: Colormap = "inferno", alpha: float = 0.8) -> Figure:
+        """Return a figure: the picture, the heatmap with a colour bar, the overlay with its largest box.
+
+        Where the raw map has cells below 0, as those of `cam`, `xgradcam`, `hirescam`, `gradcam_signed` and
+        `integrated_gradients`, it is drawn too, in colours centred at 0. For several classes or methods of
+        one picture there is `onnxplain.figure.side_by_side`.
+
+        Parameters
+        ----------
+        colormap, alpha
+            As in `overlay`.
+
+        Returns
+        -------
+        matplotlib.figure.Figure
+            ``explanation.figure().savefig("why.pdf")`` writes it.
+
+        Raises
+        ------
+        MissingDependencyError
+            matplotlib isn't installed: it comes with the extra ``figure``.
+        """
+        from onnxplain.figure import draw
+
+        return draw(self, colormap, alpha)
+
+    def _repr_png_(self) -> bytes:
+        """Return what a notebook shows: the overlay as a PNG, at most 1024 pixels long."""
+        shown = self.overlay()
+        height, width = shown.shape[:2]
+        scale = _NOTEBOOK_SIDE / max(height, width)
+        if scale < 1:  # a notebook keeps what it shows, and a photograph is tens of megabytes
+            size = (max(1, round(width * scale)), max(1, round(height * scale)))
+            shown = np.asarray(cv2.resize(shown, size, interpolation=cv2.INTER_AREA), np.uint8)
+        return cv2.imencode(".png", cv2.cvtColor(shown, cv2.COLOR_RGB2BGR))[1].tobytes()
+
+    def _repr_html_(self) -> str:
+        """Return what a notebook shows: the overlay above the class, its probability, method and layer."""
+        name, score = map(escape, class_and_score(self))
+        title = f"<b>{name}</b> {score}, {escape(self.method)}, {escape(self.layer)}"
+        data = b64encode(self._repr_png_()).decode()
+        return (
+            '<figure style="margin: 0; display: inline-block">'
+            f'<img src="data:image/png;base64,{data}" alt="{name}" style="max-width: 100%">'
+            f"<figcaption>{title}</figcaption></figure>"
+        )
+
     def save(self, path: str | os.PathLike[str], colormap: Colormap = "inferno", alpha: float = 0.8) -> None:
         """Write the overlay to a picture file; its name says which format (.png, .jpg, .webp, ...).
 
@@ -165,6 +218,14 @@ class Explanation:
             write_atomically(path, encoded)
         except OSError as error:
             raise ImageError(f"can't write {path}: {error.strerror}") from None
+
+
+def class_and_score(explanation: Explanation) -> tuple[str, str]:
+    """Return what a title calls the class, and its probability, or its logit where there is none."""
+    name = f"class {explanation.index}" if explanation.label is None else explanation.label
+    if explanation.probability is None:
+        return name, f"logit {explanation.logit:.3g}"
+    return name, f"{explanation.probability:.1%}"
 
 
 def on_common_scale(explanations: Sequence[Explanation]) -> list[Explanation]:

@@ -16,6 +16,7 @@ PACKAGES = {
     "timm": ("timm",),
     "evaluate": ("matplotlib", "scipy"),
     "report": ("jinja2",),
+    "figure": ("matplotlib",),
 }
 
 
