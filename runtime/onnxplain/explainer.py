@@ -315,7 +315,7 @@ class Explainer:
         for number, image in enumerate(images):
             batches.setdefault(image.shape, []).append(number)
         results = [
-            self._infer(np.stack([images[i] for i in batch]), [class_index[i] for i in batch], layers)
+            self._infer(_stack([images[i] for i in batch]), [class_index[i] for i in batch], layers)
             for batch in batches.values()
         ]
         if len(results) == 1:  # gradients are large: no copies
@@ -345,6 +345,11 @@ class Explainer:
             known = ", ".join(layer.name for layer in self.manifest.layers)
             raise MethodError(f"the file has no target layer {name!r}; it has {known}")
         return layers
+
+
+def _stack(images: Sequence[NDArray[Any]]) -> NDArray[Any]:
+    """Return images of one size as a batch; of one alone there is no copy."""
+    return np.stack(images) if len(images) > 1 else images[0][None]
 
 
 def _check_shapes(
