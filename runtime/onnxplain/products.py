@@ -18,7 +18,7 @@ an explanation then takes half as long again.
 def product(left: NDArray[np.floating[Any]], right: NDArray[np.floating[Any]]) -> NDArray[np.floating[Any]]:
     """Return ``left @ right``, [..., m, k] times [..., k, n], computed on the caller's thread.
 
-    It takes so many columns at once as make a small product.
+    It takes so many columns at once as make a small product. The axes before are those of `right`.
     """
     whole = np.empty((*right.shape[:-2], left.shape[-2], right.shape[-1]), np.result_type(left, right))
     columns = max(1, SMALL_PRODUCT // max(1, left.shape[-2] * left.shape[-1]))
