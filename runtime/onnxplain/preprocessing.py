@@ -70,10 +70,10 @@ def preprocess(
     elif spec.color == "L":
         grey = cv2.cvtColor(np.ascontiguousarray(planes.transpose(1, 2, 0)), cv2.COLOR_RGB2GRAY)
         planes = np.asarray(grey, np.uint8)[None]
-    mean, std = np.array(spec.mean), np.array(spec.std)
     tensor = planes.astype(np.float32, order="C")
-    tensor *= (1 / (255 * std)).astype(np.float32)[:, None, None]
-    tensor -= (mean / std).astype(np.float32)[:, None, None]
+    tensor /= 255
+    tensor -= np.array(spec.mean, np.float32)[:, None, None]
+    tensor /= np.array(spec.std, np.float32)[:, None, None]
     return tensor, view_of(size, spec)
 
 
