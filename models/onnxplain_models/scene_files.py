@@ -1,7 +1,7 @@
 """Write test scenes as pictures, with the digits' boxes, for `onnxplain evaluate`.
 
-`python -m onnxplain_models.scene_files FOLDER` writes 1000 PNG files and boxes.csv. It needs scikit-learn, but
-no torch.
+`python -m onnxplain_models.scene_files FOLDER` writes 1000 PNG files and boxes.csv. It needs scikit-learn,
+but no torch.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ def main() -> None:
 
 
 def write_scenes(scenes: Scenes, folder: Path) -> None:
-    """Write each scene as a PNG, and where its digit lies into a CSV file as `onnxplain evaluate` reads it."""
+    """Write each scene as a PNG, and where its digit lies as `onnxplain evaluate` reads it."""
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / BOXES).open("w", newline="") as file:
         rows = csv.writer(file)

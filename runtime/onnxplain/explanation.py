@@ -28,6 +28,12 @@ if TYPE_CHECKING:
 
 _BOX_GRID = 1024
 _NOTEBOOK_SIDE = 1024
+# OpenCV's own choice, runs of differences to the left, takes a fifth longer for a photograph, and makes
+# larger files of it.
+_PNG = (
+    *(cv2.IMWRITE_PNG_STRATEGY, cv2.IMWRITE_PNG_STRATEGY_HUFFMAN_ONLY),
+    *(cv2.IMWRITE_PNG_FILTER, cv2.IMWRITE_PNG_FILTER_AVG),
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -209,7 +215,8 @@ class Explanation:
         path = Path(path)
         picture = cv2.cvtColor(self.overlay(colormap, alpha), cv2.COLOR_RGB2BGR)
         try:
-            encoded = cv2.imencode(path.suffix, picture)[1].tobytes()
+            options = _PNG if path.suffix.lower() == ".png" else ()
+            encoded = cv2.imencode(path.suffix, picture, options)[1].tobytes()
         except cv2.error:
             raise ImageError(
                 f"can't write {path}: {path.suffix!r} is no picture format; use .png or .jpg"

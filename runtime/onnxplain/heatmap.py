@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from onnxplain.preprocessing import View
-from onnxplain.products import SMALL_PRODUCT
+from onnxplain.products import product
 
 
 def heatmap(
@@ -58,8 +59,11 @@ def heatmap(
     return placed
 
 
+@lru_cache(maxsize=16)  # the pictures of a stream have few sizes
 def interpolation(cells: int, start: float, extent: float, pixels: range) -> NDArray[np.float32]:
     """Return the bilinear weights, float32 [pixels, cells], of a map's cells at the centres of some pixels.
+
+    They are shared, and can't be written to.
 
     Parameters
     ----------
@@ -72,8 +76,10 @@ def interpolation(cells: int, start: float, extent: float, pixels: range) -> NDA
     """
     centres = (np.array(pixels) + 0.5 - start) / extent * cells - 0.5
     centres = np.clip(centres, 0, cells - 1)
-    weights: NDArray[np.float64] = np.maximum(1 - np.abs(centres[:, None] - np.arange(cells)), 0)
-    return weights.astype(np.float32)
+    distances = np.abs(centres[:, None] - np.arange(cells))
+    weights: NDArray[np.float32] = np.maximum(1 - distances, 0).astype(np.float32)
+    weights.flags.writeable = False
+    return weights
 
 
 def _pixels_inside(start: float, extent: float, length: int) -> range:
@@ -88,12 +94,7 @@ def _resize(map_: NDArray[np.float32], view: View, rows: range, columns: range) 
     """Sample a map, stretched over the view, at pixel centres. One pass, wherever the view begins."""
     y = interpolation(map_.shape[0], view.top, view.height, rows)
     x = interpolation(map_.shape[1], view.left, view.width, columns)
-    resized = np.empty((len(y), len(x)), np.float32)
-    across = np.asarray(map_ @ x.T, np.float32)
-    band = max(1, SMALL_PRODUCT // max(1, across.size))
-    for top in range(0, len(y), band):
-        np.matmul(y[top : top + band], across, out=resized[top : top + band])
-    return resized
+    return np.asarray(product(y, product(map_, x.T)), np.float32)
 
 
 def minmax(values: NDArray[np.floating[Any]]) -> NDArray[np.float32]:
@@ -101,5 +102,6 @@ def minmax(values: NDArray[np.floating[Any]]) -> NDArray[np.float32]:
     low, high = values.min(initial=np.inf), values.max(initial=-np.inf)
     if not high > low:
         return np.zeros(values.shape, np.float32)
-    scaled: NDArray[np.floating[Any]] = (values - low) / (high - low)
+    scaled: NDArray[np.floating[Any]] = values - low
+    scaled /= high - low
     return scaled.astype(np.float32, copy=False)

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from onnxplain.errors import MethodError
+from onnxplain.products import product
 
 FloatArray = NDArray[np.floating[Any]]
 
@@ -509,8 +510,8 @@ def _weighted_sum(weights: FloatArray, activations: FloatArray, eigen_smooth: bo
     *batch, channels, h, w = activations.shape
     flat = activations.reshape(*batch, channels, h * w)
     if weights.ndim == activations.ndim - 2:
-        return (weights[..., None, :] @ flat).reshape(*batch, h, w)
-    return (weights @ flat).reshape(*batch, weights.shape[-2], h, w)
+        return product(weights[..., None, :], flat).reshape(*batch, h, w)
+    return product(weights, flat).reshape(*batch, weights.shape[-2], h, w)
 
 
 def _channel_sum(terms: FloatArray, eigen_smooth: bool) -> FloatArray:

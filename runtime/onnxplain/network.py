@@ -168,6 +168,11 @@ class Network:
             raise ModelError(f"the model's 'logits' came out as {outputs['logits'].shape}")
 
 
+def _stack(images: Sequence[NDArray[Any]]) -> NDArray[Any]:
+    """Return images of one size as a batch; of one alone there is no copy."""
+    return np.stack(images) if len(images) > 1 else images[0][None]
+
+
 def _check_classes(explained: NDArray[np.int64], requested: NDArray[np.int64], classes: int) -> None:
     if requested.min() < -classes or requested.max() >= classes:
         raise TargetError(f"a class is out of range: the model has {classes} classes")
