@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -29,18 +30,29 @@ def network():
 """
 
 
+def make_network() -> nn.Module:
+    made: dict[str, Any] = {}
+    exec(NETWORK, made)
+    network: nn.Module = made["network"]()
+    return network
+
+
+@pytest.fixture(scope="module")
+def explainer_file(tmp_path_factory: pytest.TempPathFactory) -> bytes:
+    path = tmp_path_factory.mktemp("sanity") / "m.onnx"
+    export(make_network(), torch.zeros(1, 3, 64, 64), path, layer="4")
+    return path.read_bytes()
+
+
 @pytest.fixture
-def network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> nn.Module:
-    """A network, the explainer m.onnx and two pictures, in the current folder."""
+def network(explainer_file: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> nn.Module:
+    """A network, and in the current folder its explainer m.onnx, its source and two pictures."""
     monkeypatch.chdir(tmp_path)
     Path("source_of_sanity.py").write_text(NETWORK)
-    made: dict[str, object] = {}
-    exec(NETWORK, made)
-    network = made["network"]()
-    export(network, torch.zeros(1, 3, 64, 64), "m.onnx", layer="4")
+    Path("m.onnx").write_bytes(explainer_file)
     for number in range(2):
         write_picture(tmp_path / "photos" / f"{number}.png", number)
-    return network
+    return make_network()
 
 
 def test_ranks_by_hand():
