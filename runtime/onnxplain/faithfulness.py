@@ -132,7 +132,7 @@ def road(
     seed: int | Sequence[int] = 0,
     batch: int = BATCH,
 ) -> float:
-    r"""Return ROAD (Rong et al., "A Consistent and Efficient Evaluation Strategy", ICML 2022); more is better.
+    r"""Return ROAD (Rong et al., "A Consistent and Efficient Evaluation Strategy", ICML 2022); more is good.
 
     .. math:: \frac{1}{|P|} \sum_{p \in P} \frac{f_c(X^{\mathrm{least}}_p) - f_c(X^{\mathrm{most}}_p)}{2}
 

@@ -17,6 +17,9 @@ from onnxplain.extras import require
 from onnxplain.metrics import CONTROL, METRICS
 
 if TYPE_CHECKING:
+    from torch import nn
+
+    from onnxplain import Explainer
     from onnxplain.evaluation import Case, Estimate, Evaluator, Outcome, Plan, Summary
     from onnxplain.session import Device
 
@@ -86,6 +89,18 @@ class _Lists(click.Command):
     "--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Of all that is random."
 )
 @device_option
+@click.option(
+    "--sanity",
+    metavar="SOURCE",
+    help="The network that MODEL was exported from, as `export` takes it: see whether maps change when its "
+    "layers are randomised. Needs PyTorch.",
+)
+@click.option(
+    "--checkpoint",
+    metavar="FILE",
+    type=click.Path(path_type=Path),
+    help="The weights of the network of --sanity.",
+)
 def command(
     model: Path,
     paths: tuple[Path, ...],
@@ -96,6 +111,8 @@ def command(
     layer: str | None,
     seed: int,
     device: Device,
+    sanity: str | None,
+    checkpoint: Path | None,
 ) -> None:
     """Measure how well maps of the explainer MODEL show what it uses, on the pictures at each PATH.
 
@@ -107,7 +124,10 @@ def command(
     picture that can't be read is reported and left out; the exit code is then 1.
     """
     metrics = _metrics(metrics, boxes)
+    if checkpoint and not sanity:
+        raise click.UsageError("--checkpoint goes with --sanity.", click.get_current_context())
     require("evaluate")
+    network = _network(sanity, checkpoint) if sanity else None
     from onnxplain import Explainer
     from onnxplain.evaluation import Evaluator, Plan, summarise
     from onnxplain.evaluation_files import PLOT, TABLE, write_plot, write_table
@@ -129,6 +149,8 @@ def command(
         click.echo(_report(summaries))
         written = [printable(str(output / name)) for name in (TABLE, PLOT)]
         click.echo(f"\nPicture by picture: {written[0]}; as a plot: {written[1]}")
+        if network:
+            click.echo(f"\n{_check_sanity(explainer, network, cases, outcomes, plan, output)}")
     if len(outcomes) < len(cases):
         click.get_current_context().exit(1)
 
@@ -170,6 +192,46 @@ def _run(evaluator: Evaluator, cases: Sequence[Case], plan: Plan, output: Path) 
                 append_to_journal(output, cases[outcome.number], outcome)
             outcomes.append(outcome)
     return sorted(outcomes, key=lambda outcome: outcome.number)
+
+
+def _network(source: str, checkpoint: Path | None) -> nn.Module:
+    """Load the source of --sanity."""
+    if Path(source).suffix == ".onnx":
+        raise click.UsageError(
+            "--sanity takes a source in PyTorch: an .onnx file's layers can't be randomised.",
+            click.get_current_context(),
+        )
+    require("export")
+    from onnxplain_export import load_source
+
+    return load_source(source, checkpoint=checkpoint).model
+
+
+def _check_sanity(
+    explainer: Explainer,
+    network: nn.Module,
+    cases: Sequence[Case],
+    outcomes: Sequence[Outcome],
+    plan: Plan,
+    output: Path,
+) -> str:
+    """Compare maps with those of randomised networks; return the table, a column for each stage."""
+    from onnxplain.sanity import check_sanity, write_similarities
+
+    def say(step: str) -> None:
+        if sys.stderr.isatty():
+            click.echo(f"{_CLEAR_LINE}{step} ...", err=True, nl=False)
+
+    pictures = [cases[outcome.number].path for outcome in outcomes]
+    found = check_sanity(explainer, network, pictures, plan.methods, plan.layer, plan.seed, say)
+    say("")
+    write_similarities(output, found)
+    stages = list(dict.fromkeys((one.layers, one.of) for one in found))
+    rows = [
+        [method, *(f"{one.ranks:.2f}" for one in found if one.method == method)] for method in plan.methods
+    ]
+    headers = ["RANK CORRELATION, LAYERS RANDOMISED", *(f"{count} OF {total}" for count, total in stages)]
+    return table(headers, rows, right=range(1, len(headers)))
 
 
 def _report(summaries: Sequence[Summary]) -> str:
