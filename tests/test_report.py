@@ -130,7 +130,7 @@ def test_heat_over_the_thumbnail_is_the_overlay(model: Path, tmp_path: Path, out
     weight = heat[..., 3:].astype(np.float32) / 255 * 0.8
     blended = small * (1 - weight) + heat[..., 2::-1] * weight
     expected = overlay(small.copy(), one.heatmap)
-    assert abs(blended - expected).mean() < 4  # WebP keeps alpha as it is, and colours nearly
+    assert abs(blended - expected).max() < 2  # rounding
 
 
 @pytest.mark.parametrize("size", [(30, 40), (900, 1200), (1200, 30), (1, 1)])

@@ -21,7 +21,10 @@ from onnxplain.overlay import Colormap, colours_of
 LONGEST = 320
 """Pixels of a thumbnail's longer side, at most."""
 
-_PHOTOGRAPH_QUALITY, _HEAT_QUALITY = 80, 90
+_QUALITY = 80
+_LOSSLESS = (
+    101  # alpha is lossless at any quality: with colours of so few kinds, all of it is faster and smaller
+)
 _NAME = re.compile(r"[0-9a-f]{32}\.webp")
 
 
@@ -29,7 +32,7 @@ def thumbnail(picture: Picture) -> bytes:
     """Return a picture in small, as WebP."""
     height, width = _small(picture.size)
     small = cv2.resize(picture.pixels, (width, height), interpolation=cv2.INTER_AREA)
-    return _webp(cv2.cvtColor(small, cv2.COLOR_RGB2BGR), _PHOTOGRAPH_QUALITY)
+    return _webp(cv2.cvtColor(small, cv2.COLOR_RGB2BGR), _QUALITY)
 
 
 def coloured_heat(explanation: Explanation, colormap: Colormap = "inferno") -> bytes:
@@ -88,7 +91,7 @@ def _small(size: tuple[int, int]) -> tuple[int, int]:
 
 
 def _coloured(levels: NDArray[np.uint8], colormap: Colormap) -> bytes:
-    return _webp(np.dstack([colours_of(levels, colormap)[..., ::-1], levels]), _HEAT_QUALITY)
+    return _webp(np.dstack([colours_of(levels, colormap)[..., ::-1], levels]), _LOSSLESS)
 
 
 def _webp(bgr: NDArray[Any], quality: int) -> bytes:
