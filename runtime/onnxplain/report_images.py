@@ -21,7 +21,12 @@ from onnxplain.overlay import Colormap, colours_of
 LONGEST = 320
 """Pixels of a thumbnail's longer side, at most."""
 
-_PHOTOGRAPH_QUALITY, _HEAT_QUALITY = 80, 90
+_PIXELS_A_CELL = 10
+_SHORTEST = 50  # so that rounding leaves a heatmap's shape as the picture's
+_QUALITY = 80
+_LOSSLESS = (
+    101  # alpha is lossless at any quality: with colours of so few kinds, all of it is faster and smaller
+)
 _NAME = re.compile(r"[0-9a-f]{32}\.webp")
 
 
@@ -29,15 +34,19 @@ def thumbnail(picture: Picture) -> bytes:
     """Return a picture in small, as WebP."""
     height, width = _small(picture.size)
     small = cv2.resize(picture.pixels, (width, height), interpolation=cv2.INTER_AREA)
-    return _webp(cv2.cvtColor(small, cv2.COLOR_RGB2BGR), _PHOTOGRAPH_QUALITY)
+    return _webp(cv2.cvtColor(small, cv2.COLOR_RGB2BGR), _QUALITY)
 
 
 def coloured_heat(explanation: Explanation, colormap: Colormap = "inferno") -> bytes:
-    """Return a heatmap in colour, as large as the thumbnail, as WebP: the hotter, the less transparent.
+    """Return a heatmap in colour, as WebP: the hotter, the less transparent.
 
+    It is as large as the thumbnail, or smaller where the map has few cells: a browser interpolates as well.
     Laid over the thumbnail at an opacity, it is what `onnxplain.overlay.overlay` makes with that as alpha.
     """
-    heat = explanation.heatmap_at(_small(explanation.picture.size))
+    view, size = explanation.view, explanation.picture.size
+    cells = max(max(cam.shape[0] / view.height, cam.shape[1] / view.width) for cam in explanation.cams)
+    longest = max(size) * max(_PIXELS_A_CELL * cells, _SHORTEST / min(size))
+    heat = explanation.heatmap_at(_small(size, min(LONGEST, longest)))
     return _coloured(np.asarray(cv2.convertScaleAbs(heat, alpha=255), np.uint8), colormap)
 
 
@@ -81,14 +90,14 @@ def remove_leftovers(folder: Path, used: Set[str]) -> None:
         folder.rmdir()
 
 
-def _small(size: tuple[int, int]) -> tuple[int, int]:
-    scale = min(1.0, LONGEST / max(size))
+def _small(size: tuple[int, int], longest: float = LONGEST) -> tuple[int, int]:
+    scale = min(1.0, longest / max(size))
     height, width = (max(1, round(side * scale)) for side in size)
     return height, width
 
 
 def _coloured(levels: NDArray[np.uint8], colormap: Colormap) -> bytes:
-    return _webp(np.dstack([colours_of(levels, colormap)[..., ::-1], levels]), _HEAT_QUALITY)
+    return _webp(np.dstack([colours_of(levels, colormap)[..., ::-1], levels]), _LOSSLESS)
 
 
 def _webp(bgr: NDArray[Any], quality: int) -> bytes:
