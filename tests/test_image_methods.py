@@ -16,8 +16,9 @@ from torch import nn
 from onnxplain import Explainer, MethodError
 from onnxplain.heatmap import heatmap
 from onnxplain.image_methods import IMAGE_METHODS
+from onnxplain.manifest import Preprocessing
 from onnxplain.perturbation import rise, rise_masks, scorecam
-from onnxplain.pixel_maps import integrated_gradients, saliency, smoothgrad
+from onnxplain.pixel_maps import guided_gradcam, integrated_gradients, saliency, smoothgrad
 from onnxplain.preprocessing import preprocess
 from onnxplain_export import export
 
@@ -122,6 +123,15 @@ def test_rise_by_hand() -> None:
     assert (found == 4).all()
 
 
+def test_rise_by_hand_with_two_masks(monkeypatch: pytest.MonkeyPatch) -> None:
+    masks = np.array([[[1, 0], [0, 0]], [[1, 1], [0, 1]]], np.float32)
+    monkeypatch.setattr("onnxplain.perturbation.rise_masks", lambda size, **_: iter([masks]))
+    image = np.array([[[1, 2], [3, 4]]], np.float32)
+    # They let through 1 and 1 + 2 + 4; N E[M] = 2 * 0.5.
+    found = rise(lambda images: images.sum(axis=(1, 2, 3))[:, None], image, [0], count=2)
+    assert found.tolist() == [[[8, 7], [0, 7]]]
+
+
 def test_rise_masks() -> None:
     masks = np.concatenate(list(rise_masks((30, 44), count=600, cells=5, keep=0.3, seed=1)))
     assert masks.shape == (600, 30, 44)
@@ -186,6 +196,51 @@ def test_by_hand() -> None:
     noise = np.random.default_rng(0).standard_normal((25, 2)).mean(axis=0) * 0.15 * 6
     expected = max(abs(-4 + noise[1]), abs(5 + noise[0]))
     np.testing.assert_allclose(smoothgrad(gradients, image), [[[expected]]], rtol=1e-5)
+
+
+def test_a_linear_score_by_hand() -> None:
+    """Of S = sum W X the gradients are W, whatever X is."""
+    weights = np.array([[[1, -2], [0, 3]], [[-4, 1], [0, 2]]], np.float32)
+    image = np.array([[[1, 1], [5, 2]], [[1, 3], [5, -1]]], np.float32)
+
+    def gradients(images: NDArray[np.float32]) -> NDArray[np.float32]:
+        return np.broadcast_to(weights, (len(images), 1, *weights.shape))
+
+    assert saliency(weights).tolist() == [[4, 2], [0, 3]]
+    np.testing.assert_allclose(smoothgrad(gradients, image), [[[4, 2], [0, 3]]], rtol=1e-6)
+    np.testing.assert_allclose(integrated_gradients(gradients, image), [[[-3, 1], [0, 4]]], rtol=1e-6)
+
+
+def test_guided_gradcam_by_hand() -> None:
+    guided = np.array([[[[1, -2], [0, 3]], [[-4, 1], [0, 2]]]], np.float32)
+    cams = np.array([[[1, 2], [3, 5]]], np.float32)  # as a heatmap 0, 1/4, 1/2, 1
+    assert guided_gradcam(guided, cams).tolist() == [[[0, 0.5], [0, 3]]]
+
+
+def test_guided_backpropagation_by_hand(tmp_path: Path) -> None:
+    """S = sum_xy u ReLU(r - 1/2) + v ReLU(g - b - 1/2), at four pixels that switch the units differently."""
+    u, v = [[1, -1], [2, 0.5]], [[3, 1], [-1, 2]]
+    model = nn.Sequential(nn.Conv2d(3, 2, 1), nn.ReLU(), nn.Flatten(), nn.Linear(8, 2))
+    with torch.no_grad():
+        model[0].weight[:] = torch.tensor([[1.0, 0, 0], [0, 1, -1]])[..., None, None]
+        model[0].bias[:] = -0.5
+        model[3].weight[:] = torch.tensor([u, v]).flatten() * torch.tensor([[1.0], [-1]])
+    spec = Preprocessing(3, 2, 2, resize=None, crop="none", mean=(0.0,) * 3, std=(1.0,) * 3)
+    path = tmp_path / "model.onnx"
+    export(
+        model, torch.zeros(1, 3, 2, 2), path, layer="1", preprocessing=spec, input_gradient=True, guided=True
+    )
+    # Both units are on; the first; the second; the first.
+    picture = 255 * np.array([[[1, 1, 0], [1, 0, 1]], [[0, 1, 0], [1, 0, 0]]], np.uint8)
+    explainer = Explainer(path)
+    expected = {
+        "saliency": [[3, 1], [1, 0.5]],  # of (1, 3, -3), (-1, 0, 0), (0, -1, 1) and (0.5, 0, 0)
+        "guided_backprop": [[3, 0], [0, 0.5]],  # what is negative above a ReLU doesn't pass
+        # alpha = (2.5, 5) / 4, the map 0.9375, 0.3125, 0.625, 0.3125, the heatmap 1, 0, 0.5, 0
+        "guided_gradcam": [[3, 0], [0, 0]],
+    }
+    for method, map_ in expected.items():
+        np.testing.assert_allclose(explainer.explain(picture, 0, method).cam, map_, rtol=0, atol=1e-6)
 
 
 @pytest.mark.parametrize("method", IMAGE_METHODS)
