@@ -6,7 +6,7 @@ import json
 import re
 import sys
 from collections.abc import Sequence
-from contextlib import closing
+from contextlib import closing, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -133,9 +133,9 @@ def command(
     try:
         with (
             closing(in_order(explain, pictures)) as calls,
-            click.progressbar(
-                calls, len(pictures), "Explaining", file=sys.stderr, hidden=not show_progress
-            ) as bar,
+            click.progressbar(calls, len(pictures), "Explaining", file=sys.stderr)
+            if show_progress
+            else nullcontext(calls) as bar,  # click imports what draws bars when it makes one
         ):
             for call in bar:
                 try:
