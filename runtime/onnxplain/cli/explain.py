@@ -104,12 +104,11 @@ def command(
     """
     if top and classes:
         raise click.UsageError("--top and --class don't go together.", click.get_current_context())
-    from onnxplain import Explainer
-    from onnxplain.pipeline import in_order
-
     pictures = find_pictures(paths, output)
     # Runs of one thread each, side by side, explain more pictures than runs of all cores, one by one.
-    explainer = Explainer(model, device=device, size=size, threads=1 if len(pictures) > 1 else None)
+    explainer = _load(model, device, size, threads=1 if len(pictures) > 1 else None)
+    from onnxplain.pipeline import in_order
+
     targets = [_target(text) for text in classes] or None
     top = None if targets else top or 1
     rows: list[list[str]] = []
@@ -155,6 +154,21 @@ def command(
         click.echo(f"\nThe record: {printable(str(output / RECORD))}")
     if len(records) < len(pictures):
         click.get_current_context().exit(1)
+
+
+def _load(model: Path, device: Device, size: tuple[int, int] | None, threads: int | None) -> Explainer:
+    """Load an explainer; OpenCV and most of the library are imported while onnxruntime reads the file."""
+    from concurrent.futures import ThreadPoolExecutor
+
+    from onnxplain.session import create_session, read_manifest
+
+    with ThreadPoolExecutor(1) as pool:
+        # Threads that spin while the file is loaded would keep the core that imports the rest.
+        loading = pool.submit(create_session, model, device, None, threads, spin=False)
+        from onnxplain import Explainer
+    session = loading.result()
+    read_manifest(session, str(model))  # its errors name the file
+    return Explainer(session=session, size=size)
 
 
 def _target(text: str) -> int | str:
