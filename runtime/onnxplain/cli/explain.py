@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import sys
 from collections.abc import Sequence
@@ -158,6 +159,8 @@ def command(
 
 def _load(model: Path, device: Device, size: tuple[int, int] | None, threads: int | None) -> Explainer:
     """Load an explainer; OpenCV and most of the library are imported while onnxruntime reads the file."""
+    # numpy's threads spin as it is imported; the products here are too small for them.
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     from concurrent.futures import ThreadPoolExecutor
 
     from onnxplain.session import create_session, read_manifest
