@@ -42,8 +42,12 @@ def create_session(
     device: Device,
     providers: Sequence[Provider] | None,
     threads: int | None = None,
+    *,
+    spin: bool = True,
 ) -> InferenceSession:
     """Load a model file, or the bytes of one; a run takes `threads` of the CPU's, one a core by default.
+
+    Idle, its threads `spin` for a while. They find the next task sooner so, and keep cores from other work.
 
     Warns
     -----
@@ -66,6 +70,8 @@ def create_session(
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3  # errors only: its warnings are about its own optimisations
     options.intra_op_num_threads = threads or 0
+    if not spin:
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     source = model if isinstance(model, bytes) else os.fspath(model)
 
     def load(providers: list[Any]) -> InferenceSession:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import re
 import sys
-from contextlib import closing
+from contextlib import closing, nullcontext
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -24,6 +25,7 @@ from onnxplain.extras import require
 from onnxplain.files import write_atomically
 
 if TYPE_CHECKING:
+    from onnxplain import Explainer
     from onnxplain.overlay import Colormap
     from onnxplain.session import Device
 
@@ -130,14 +132,13 @@ def command(
     """
     if top and classes:
         raise click.UsageError("--top and --class don't go together.", click.get_current_context())
-    from onnxplain import Explainer
-    from onnxplain.pipeline import in_order
-
     if report:
         require("report")
     pictures = find_pictures(paths, output)
     # Runs of one thread each, side by side, explain more pictures than runs of all cores, one by one.
-    explainer = Explainer(model, device=device, size=size, threads=1 if len(pictures) > 1 else None)
+    explainer = _load(model, device, size, threads=1 if len(pictures) > 1 else None)
+    from onnxplain.pipeline import in_order
+
     targets = [_target(text) for text in classes] or None
     methods = tuple(dict.fromkeys(method))
     maps = len(methods) * len(targets or range(top or 1))
@@ -161,11 +162,12 @@ def command(
     records: list[str] = []
     problems: list[str] = []
     explain = partial(explain_picture, explainer, asked, progress=on_terminal and not several)
-    hidden = not (on_terminal and several)
     try:
         with (
             closing(in_order(explain, pictures)) as calls,
-            click.progressbar(calls, len(pictures), "Explaining", file=sys.stderr, hidden=hidden) as bar,
+            click.progressbar(calls, len(pictures), "Explaining", file=sys.stderr)
+            if on_terminal and several
+            else nullcontext(calls) as bar,  # click imports what draws bars when it makes one
         ):
             for call in bar:
                 try:
@@ -189,6 +191,23 @@ def command(
             click.echo(f"The report: {printable(str(output / PAGE))}")
     if problems:
         click.get_current_context().exit(1)
+
+
+def _load(model: Path, device: Device, size: tuple[int, int] | None, threads: int | None) -> Explainer:
+    """Load an explainer; OpenCV and most of the library are imported while onnxruntime reads the file."""
+    # numpy's threads spin as it is imported; the products here are too small for them.
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+    from concurrent.futures import ThreadPoolExecutor
+
+    from onnxplain.session import create_session, read_manifest
+
+    with ThreadPoolExecutor(1) as pool:
+        # Threads that spin while the file is loaded would keep the core that imports the rest.
+        loading = pool.submit(create_session, model, device, None, threads, spin=False)
+        from onnxplain import Explainer
+    session = loading.result()
+    read_manifest(session, str(model))  # its errors name the file
+    return Explainer(session=session, size=size)
 
 
 def _target(text: str) -> int | str:
