@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from onnxplain import report
 
 PAGE, IMAGES = "report.html", "report-files"
-EMBEDDED_PICTURES, EMBEDDED_MAPS = 100, 1000
+EMBEDDED_PICTURES, EMBEDDED_MAPS = 100, 500
 """With more pictures, or maps of them, the images lie beside the page."""
 
 
