@@ -23,6 +23,7 @@ from onnxplain import (
     TargetError,
     cam,
     gradcam,
+    network,
 )
 from onnxplain.heatmap import heatmap
 from onnxplain.manifest import METADATA_KEY
@@ -110,6 +111,20 @@ def test_one_run_for_several_classes(explainer, monkeypatch):
         {"image": (1, 3, 24, 32), "class_index": (1, 4)},
         {"image": (3, 3, 24, 32), "class_index": (3, 1)},
     ]
+
+
+def test_one_picture_is_a_batch_without_a_copy(monkeypatch):
+    """Of a file that takes pictures it would be as large as the picture."""
+    given = []
+    explainer = Explainer(tiny_explainer(NETWORK, MANIFEST))
+    prepare, run = network.Network.prepare, network.run
+    monkeypatch.setattr(
+        network.Network, "prepare", lambda self, picture: given.append(prepare(self, picture)) or given[-1]
+    )
+    monkeypatch.setattr(network, "run", lambda *call: given.append(call[2]) or run(*call))
+    explainer.explain(IMAGES[0])
+    (tensor, _), feeds = given
+    assert np.shares_memory(tensor, feeds["image"])
 
 
 def test_batch(explainer):

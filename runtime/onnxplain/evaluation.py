@@ -198,26 +198,30 @@ class Evaluator:
         tensor = self._network.prepare(Picture(image, image.shape[:2]))[0]
         first = self._explainer.explain(image, target, layer=self._plan.layer)
 
-        def predict(images: NDArray[np.float32]) -> NDArray[Any]:
+        def go_on(*_progress: int) -> None:
             if stopped.is_set():
                 raise KeyboardInterrupt
+
+        def predict(images: NDArray[np.float32]) -> NDArray[Any]:
+            go_on()
             logits = self._network.predict(images)
             found = self._network.probabilities(logits)
             return (logits if found is None else found)[:, first.index]
 
         generator = np.random.default_rng(seed)
         noise = tuple(generator.random(cam.shape, np.float32) for cam in first.cams)
-        explained = {CONTROL: replace(first, method=CONTROL, cams=noise)}
+
+        def measured(one: Explanation) -> dict[str, float]:
+            return measure(one, tensor, predict, regions, self._plan.metrics, seed)
+
+        # One by one: what an explanation holds of a large picture is large too.
+        found = {CONTROL: measured(replace(first, method=CONTROL, cams=noise))}
         for method in self._plan.methods:
-            explained[method] = self._explainer.explain(image, first.index, method, self._plan.layer)
-        return Measured(
-            first.index,
-            first.label,
-            {
-                method: measure(one, tensor, predict, regions, self._plan.metrics, seed)
-                for method, one in explained.items()
-            },
-        )
+            go_on()
+            found[method] = measured(
+                self._explainer.explain(image, first.index, method, self._plan.layer, progress=go_on)
+            )
+        return Measured(first.index, first.label, found)
 
 
 def measure(

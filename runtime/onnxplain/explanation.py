@@ -51,7 +51,7 @@ class Explanation:
     probability
         Softmax or sigmoid of the logits, as the model says; None where it says neither.
     method
-        Name of the method, a key of `onnxplain.maps.METHODS`.
+        Name of the method, of `onnxplain.maps.METHODS` or `onnxplain.image_methods.IMAGE_METHODS`.
     layers
         Names of the target layers.
     cams

@@ -59,6 +59,11 @@ def heatmap(
     return placed
 
 
+# A map of more cells along a side is resized from the two neighbours of each pixel: the weights of all cells
+# would be zeros but for two in a row.
+_FEW_CELLS = 64
+
+
 @lru_cache(maxsize=16)  # the pictures of a stream have few sizes
 def interpolation(cells: int, start: float, extent: float, pixels: range) -> NDArray[np.float32]:
     """Return the bilinear weights, float32 [pixels, cells], of a map's cells at the centres of some pixels.
@@ -92,9 +97,25 @@ def _pixels_inside(start: float, extent: float, length: int) -> range:
 
 def _resize(map_: NDArray[np.float32], view: View, rows: range, columns: range) -> NDArray[np.float32]:
     """Sample a map, stretched over the view, at pixel centres. One pass, wherever the view begins."""
+    if max(map_.shape) > _FEW_CELLS:
+        across = _between_rows(np.ascontiguousarray(map_.T), view.left, view.width, columns)
+        return _between_rows(np.ascontiguousarray(across.T), view.top, view.height, rows)
     y = interpolation(map_.shape[0], view.top, view.height, rows)
     x = interpolation(map_.shape[1], view.left, view.width, columns)
     return np.asarray(product(y, product(map_, x.T)), np.float32)
+
+
+def _between_rows(
+    map_: NDArray[np.float32], start: float, extent: float, pixels: range
+) -> NDArray[np.float32]:
+    """Sample the rows of a map that covers [start, start + extent) at the centres of some pixels."""
+    cells = len(map_)
+    centres = np.clip((np.array(pixels) + 0.5 - start) / extent * cells - 0.5, 0, cells - 1)
+    first = np.minimum(centres.astype(np.intp), max(0, cells - 2))
+    share = (centres - first).astype(np.float32)[:, None]
+    sampled: NDArray[np.float32] = map_[first] * (1 - share)
+    sampled += map_[np.minimum(first + 1, cells - 1)] * share
+    return sampled
 
 
 def minmax(values: NDArray[np.floating[Any]]) -> NDArray[np.float32]:

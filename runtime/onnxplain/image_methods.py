@@ -18,8 +18,8 @@ from onnxplain.maps import gradcam
 from onnxplain.network import Network
 from onnxplain.perturbation import Progress, rise, scorecam
 from onnxplain.pixel_maps import Gradients, guided_gradcam, integrated_gradients, saliency, smoothgrad
+from onnxplain.session import GUIDED_GRADIENTS, IMAGE_GRADIENTS
 
-IMAGE_GRADIENTS, GUIDED_GRADIENTS = "image_gradients", "guided_image_gradients"
 _OPTIONS = {IMAGE_GRADIENTS: "--input-gradient", GUIDED_GRADIENTS: "--guided"}
 
 IMAGE = "image"
@@ -107,11 +107,12 @@ def _guided_gradcam(subject: Subject) -> Maps:
 
 
 def _smoothgrad(subject: Subject) -> Maps:
-    return [smoothgrad(subject.gradients(IMAGE_GRADIENTS), subject.tensor)]
+    return [smoothgrad(subject.gradients(IMAGE_GRADIENTS), subject.tensor, progress=subject.progress)]
 
 
 def _integrated_gradients(subject: Subject) -> Maps:
-    return [integrated_gradients(subject.gradients(IMAGE_GRADIENTS), subject.tensor)]
+    gradients = subject.gradients(IMAGE_GRADIENTS)
+    return [integrated_gradients(gradients, subject.tensor, progress=subject.progress)]
 
 
 IMAGE_METHODS: Mapping[str, ImageMethod] = {

@@ -167,7 +167,7 @@ def assign(annotations: Sequence[Annotation], pictures: Sequence[Path]) -> dict[
 
 
 def _read_csv(text: str) -> Iterator[Annotation]:
-    rows = csv.DictReader(io.StringIO(text, newline=""), restkey="", strict=True)
+    rows = csv.DictReader(io.StringIO(text, newline=""), strict=True)
     try:
         lacks = [name for name in _COLUMNS if name not in (rows.fieldnames or ())]
         if lacks:
@@ -177,8 +177,10 @@ def _read_csv(text: str) -> Iterator[Annotation]:
             )
         for row in rows:
             where = f"line {rows.line_num}"
-            if None in row.values() or "" in row or not row["file"].strip():
-                raise BoxesError(f"{where} has not as many cells as there are columns, or names no file")
+            if None in row or None in row.values():
+                raise BoxesError(f"{where} has not as many cells as there are columns")
+            if not row["file"].strip():
+                raise BoxesError(f"{where} names no file")
             label = (row.get("class") or "").strip()
             region = _region([row[name] for name in _COLUMNS[1:]], where)
             yield Annotation(row["file"].strip(), region, _class(label))

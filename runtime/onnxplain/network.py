@@ -12,7 +12,7 @@ from onnxplain.errors import ModelError, TargetError
 from onnxplain.images import Picture
 from onnxplain.manifest import Activation, Layer, Manifest
 from onnxplain.preprocessing import View, preprocess, view_of
-from onnxplain.session import check_size, num_classes, run
+from onnxplain.session import IMAGE_OUTPUTS, check_size, num_classes, run
 
 if TYPE_CHECKING:
     from onnxruntime import InferenceSession
@@ -98,9 +98,7 @@ class Network:
         for number, image in enumerate(images):
             batches.setdefault(image.shape, []).append(number)
         results = [
-            self._explain(
-                np.stack([images[i] for i in batch]), [class_index[i] for i in batch], layers, names
-            )
+            self._explain(_stack([images[i] for i in batch]), [class_index[i] for i in batch], layers, names)
             for batch in batches.values()
         ]
         if len(results) == 1:  # gradients are large: no copies
@@ -118,6 +116,8 @@ class Network:
         """
         no_classes = np.zeros((len(batch), 0), np.int64)
         (logits,) = run(self.session, ["logits"], {"image": batch, "class_index": no_classes})
+        if logits.shape[:-1] != (len(batch),):
+            raise ModelError(f"the model's 'logits' came out as {logits.shape}")
         _check_finite({"logits": logits})
         return logits
 
@@ -161,6 +161,9 @@ class Network:
             if self.input == self.manifest.input:
                 size = (layer.height, layer.width)
             shapes |= {name: (*leading[name], *size) for name in fetched}
+        for name in IMAGE_OUTPUTS:
+            if name in outputs:
+                shapes[name] = (*rows, self.input.channels, self.input.height, self.input.width)
         for name, shape in shapes.items():
             if outputs[name].shape != shape:
                 raise ModelError(f"the model's {name!r} came out as {outputs[name].shape}, not as {shape}")

@@ -6,13 +6,14 @@ backpropagation of files with ``--guided``.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from onnxplain.heatmap import heatmap
+from onnxplain.perturbation import Progress
 
 FloatArray = NDArray[np.floating[Any]]
 
@@ -75,6 +76,7 @@ def smoothgrad(
     noise: float = 0.15,
     seed: int = 0,
     batch: int = 5,
+    progress: Progress = lambda done, total: None,
 ) -> FloatArray:
     r"""SmoothGrad (Smilkov et al., "SmoothGrad: Removing Noise by Adding Noise", 2017).
 
@@ -97,6 +99,8 @@ def smoothgrad(
         Of the noise.
     batch
         How many images the gradients are asked of at once.
+    progress
+        Called after each batch.
 
     Returns
     -------
@@ -106,10 +110,10 @@ def smoothgrad(
     generator = np.random.default_rng(seed)
     sigma = noise * float(image.max() - image.min())
 
-    def noisy() -> NDArray[np.float32]:
+    def noisy(_number: int) -> NDArray[np.float32]:
         return image + (sigma * generator.standard_normal(image.shape)).astype(np.float32)
 
-    return saliency(_mean([noisy() for _ in range(count)], gradients, batch))
+    return saliency(_mean(noisy, count, gradients, batch, progress))
 
 
 def integrated_gradients(
@@ -119,6 +123,7 @@ def integrated_gradients(
     steps: int = 50,
     baseline: NDArray[np.float32] | float = 0.0,
     batch: int = 5,
+    progress: Progress = lambda done, total: None,
 ) -> FloatArray:
     r"""Integrated gradients (Sundararajan et al., "Axiomatic Attribution for Deep Networks", ICML 2017).
 
@@ -140,6 +145,8 @@ def integrated_gradients(
         B, an image that says nothing; 0 is the mean colour of a normalised image.
     batch
         How many images the gradients are asked of at once.
+    progress
+        Called after each batch.
 
     Returns
     -------
@@ -147,17 +154,27 @@ def integrated_gradients(
         L, [classes, height, width]: below 0 is what argues against the class.
     """
     difference = image - np.float32(baseline)
-    shares = (np.arange(steps, dtype=np.float32) + np.float32(0.5)) / steps
-    mean = _mean([image - (1 - share) * difference for share in shares], gradients, batch)
+
+    def between(number: int) -> NDArray[np.float32]:
+        return image - np.float32(1 - (number + 0.5) / steps) * difference
+
+    mean = _mean(between, steps, gradients, batch, progress)
     maps: FloatArray = (difference * mean).sum(axis=-3)
     return maps
 
 
-def _mean(images: Sequence[NDArray[np.float32]], gradients: Gradients, batch: int) -> FloatArray:
-    """Return the mean of the gradients at some images, [classes, channels, height, width]."""
-    total: FloatArray | None = None
-    for start in range(0, len(images), batch):
-        part = gradients(np.stack(images[start : start + batch])).sum(axis=0, dtype=np.float64)
-        total = part if total is None else total + part
-    assert total is not None
-    return total / len(images)
+def _mean(
+    image_of: Callable[[int], NDArray[np.float32]],
+    count: int,
+    gradients: Gradients,
+    batch: int,
+    progress: Progress,
+) -> FloatArray:
+    """Return the mean of the gradients at so many images, [classes, channels, height, width]."""
+    total: FloatArray | float = 0.0
+    for start in range(0, count, batch):
+        numbers = range(start, min(start + batch, count))
+        images = np.stack([image_of(number) for number in numbers])
+        total = total + gradients(images).sum(axis=0, dtype=np.float64)
+        progress(numbers.stop, count)
+    return np.asarray(total) / count

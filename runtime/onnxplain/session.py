@@ -31,6 +31,9 @@ Device = Literal["auto", "cpu", "cuda"]
 Provider = str | tuple[str, Mapping[str, Any]]
 """The name of an onnxruntime execution provider, alone or with its options."""
 
+IMAGE_GRADIENTS, GUIDED_GRADIENTS = IMAGE_OUTPUTS = ("image_gradients", "guided_image_gradients")
+"""The outputs that a file may have beside those of the manifest: the gradients of the image itself."""
+
 _Promise = tuple[str, tuple[int | None, ...]]
 """A tensor's type and shape; None where any length will do."""
 
@@ -254,6 +257,9 @@ def _check_tensors(session: InferenceSession, manifest: Manifest) -> None:
         }
         if manifest.heatmap is not None:
             outputs[manifest.cam(layer)] = ("tensor(float)", (None, None, layer.height, layer.width))
+    present = {output.name for output in session.get_outputs()}
+    of_image: _Promise = ("tensor(float)", (None, None, spec.channels, spec.height, spec.width))
+    outputs |= {name: of_image for name in IMAGE_OUTPUTS if name in present and not manifest.pixels}
     _compare("input", session.get_inputs(), inputs)
     _compare("output", session.get_outputs(), outputs)
     extra = {tensor.name for tensor in session.get_inputs()} - inputs.keys()

@@ -39,8 +39,9 @@ class _Lists(click.Command):
                 spread += args[number:]
                 break
             if arg.startswith("-"):
-                option = arg if arg in _LISTS else None
-                if option and number + 1 < len(args) and not args[number + 1].startswith("-"):
+                option = arg.partition("=")[0]
+                option = option if option in _LISTS else None
+                if option == arg and number + 1 < len(args) and not args[number + 1].startswith("-"):
                     continue  # it comes again with each of its values
             elif option:
                 spread.append(option)

@@ -14,7 +14,7 @@ import click
 
 from onnxplain.cli._device import device_option
 from onnxplain.cli._explained import CLEAR_LINE, Asked, Explained, explain_picture
-from onnxplain.cli._methods import METHOD_NAMES
+from onnxplain.cli._methods import METHOD_NAMES, ONE_RUN
 from onnxplain.cli._pictures import find_pictures
 from onnxplain.cli._record import RECORD, record, summary
 from onnxplain.cli._report import PAGE, image_store, write_report
@@ -136,7 +136,10 @@ def command(
         require("report")
     pictures = find_pictures(paths, output)
     # Runs of one thread each, side by side, explain more pictures than runs of all cores, one by one.
-    explainer = _load(model, device, size, threads=1 if len(pictures) > 1 else None)
+    # One run of the network isn't worth threads that wait for the next, spinning.
+    is_one_run = len(pictures) == 1 and not aug_smooth and set(method) <= set(ONE_RUN)
+    threads = 1 if len(pictures) > 1 else None
+    explainer = _load(model, device, size, threads, spin=not is_one_run)
     from onnxplain.pipeline import in_order
 
     targets = [_target(text) for text in classes] or None
@@ -193,7 +196,9 @@ def command(
         click.get_current_context().exit(1)
 
 
-def _load(model: Path, device: Device, size: tuple[int, int] | None, threads: int | None) -> Explainer:
+def _load(
+    model: Path, device: Device, size: tuple[int, int] | None, threads: int | None, spin: bool
+) -> Explainer:
     """Load an explainer; OpenCV and most of the library are imported while onnxruntime reads the file."""
     # numpy's threads spin as it is imported; the products here are too small for them.
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
@@ -202,8 +207,7 @@ def _load(model: Path, device: Device, size: tuple[int, int] | None, threads: in
     from onnxplain.session import create_session, read_manifest
 
     with ThreadPoolExecutor(1) as pool:
-        # Threads that spin while the file is loaded would keep the core that imports the rest.
-        loading = pool.submit(create_session, model, device, None, threads, spin=False)
+        loading = pool.submit(create_session, model, device, None, threads, spin=spin)
         from onnxplain import Explainer
     session = loading.result()
     read_manifest(session, str(model))  # its errors name the file
