@@ -155,7 +155,8 @@ def test_saliency_and_guided_backpropagation(
     guided = explainer.explain(PICTURE, INDEX, "guided_backprop").cam
     np.testing.assert_allclose(guided, np.abs(theirs).max(axis=-1), rtol=0, atol=1e-5 * guided.max())
     product = explainer.explain(PICTURE, INDEX, "guided_gradcam", "3")
-    heat = heatmap([explainer.explain(PICTURE, INDEX, layer="3").cam], SIZE)
+    cam = explainer.explain(PICTURE, INDEX, layer="3").cam
+    heat = heatmap([cam], SIZE, peaks=[cam.max()])
     np.testing.assert_allclose(product.cam, guided * heat, rtol=0, atol=1e-6 * guided.max())
     assert product.layer == "3"
     assert len(explainer.explain(PICTURE, INDEX, "guided_gradcam").cams) == 2
@@ -213,8 +214,9 @@ def test_a_linear_score_by_hand() -> None:
 
 def test_guided_gradcam_by_hand() -> None:
     guided = np.array([[[[1, -2], [0, 3]], [[-4, 1], [0, 2]]]], np.float32)
-    cams = np.array([[[1, 2], [3, 5]]], np.float32)  # as a heatmap 0, 1/4, 1/2, 1
-    assert guided_gradcam(guided, cams).tolist() == [[[0, 0.5], [0, 3]]]
+    cams = np.array([[[1, 2], [3, 4]]], np.float32)  # of their largest 1/4, 1/2, 3/4, 1
+    assert guided_gradcam(guided, cams).tolist() == [[[1, 1], [0, 3]]]
+    assert not guided_gradcam(guided, 0 * cams).any()
 
 
 def test_guided_backpropagation_by_hand(tmp_path: Path) -> None:
@@ -236,8 +238,8 @@ def test_guided_backpropagation_by_hand(tmp_path: Path) -> None:
     expected = {
         "saliency": [[3, 1], [1, 0.5]],  # of (1, 3, -3), (-1, 0, 0), (0, -1, 1) and (0.5, 0, 0)
         "guided_backprop": [[3, 0], [0, 0.5]],  # what is negative above a ReLU doesn't pass
-        # alpha = (2.5, 5) / 4, the map 0.9375, 0.3125, 0.625, 0.3125, the heatmap 1, 0, 0.5, 0
-        "guided_gradcam": [[3, 0], [0, 0]],
+        # alpha = (2.5, 5) / 4, the map 0.9375, 0.3125, 0.625, 0.3125, of its largest 1, 1/3, 2/3, 1/3
+        "guided_gradcam": [[3, 0], [0, 0.5 / 3]],
     }
     for method, map_ in expected.items():
         np.testing.assert_allclose(explainer.explain(picture, 0, method).cam, map_, rtol=0, atol=1e-6)

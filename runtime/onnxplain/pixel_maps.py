@@ -44,11 +44,12 @@ def saliency(gradients: FloatArray) -> FloatArray:
 
 
 def guided_gradcam(guided: FloatArray, cams: FloatArray) -> FloatArray:
-    r"""Guided Grad-CAM (Selvaraju et al. 2017, section 3.1): guided backpropagation times Grad-CAM's heatmap.
+    r"""Guided Grad-CAM (Selvaraju et al. 2017, section 3.1): guided backpropagation times Grad-CAM.
 
-    .. math:: L^c = \max_k |G_k^c| \odot \mathrm{heatmap}(L_{Grad-CAM}^c)
+    .. math:: L^c = \max_k |G_k^c| \odot \mathrm{Up}(L_{Grad-CAM}^c) / \max L_{Grad-CAM}^c
 
-    with G the gradients of guided backpropagation.
+    with G the gradients of guided backpropagation. Grad-CAM's smallest cell is left as it is: in a heatmap it
+    is 0, and would hide what is there.
 
     Parameters
     ----------
@@ -63,7 +64,7 @@ def guided_gradcam(guided: FloatArray, cams: FloatArray) -> FloatArray:
         L >= 0, [classes, height, width].
     """
     size = (guided.shape[-2], guided.shape[-1])
-    heat = np.stack([heatmap([cam], size) for cam in cams])
+    heat = np.stack([heatmap([cam], size, peaks=[float(cam.max())]) for cam in cams])
     maps: FloatArray = saliency(guided) * heat
     return maps
 
