@@ -13,12 +13,13 @@ import sys
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from networks import SEED, SIZE, build
 from numpy.typing import NDArray
+
+from onnxplain.memory import peak_memory
 
 
 @dataclass(frozen=True)
@@ -126,7 +127,7 @@ def serve(contender: Contender) -> None:
         run()
     print(json.dumps({}), flush=True)
     for line in sys.stdin:
-        print(json.dumps({"seconds": times_of(run, float(line)), "peak": peak_memory()}), flush=True)
+        print(json.dumps({"seconds": times_of(run, float(line)), "peak": peak_memory() or 0}), flush=True)
 
 
 def times_of(run: Callable[[], object], seconds: float) -> list[float]:
@@ -138,16 +139,6 @@ def times_of(run: Callable[[], object], seconds: float) -> list[float]:
         run()
         times.append(time.perf_counter() - start)
     return times
-
-
-def peak_memory() -> int:
-    """Return the most memory that this process has held, in bytes; 0 where the system isn't Linux."""
-    # getrusage's figure is inherited from the process that started this one.
-    status = Path("/proc/self/status")
-    if not status.exists():
-        return 0
-    (line,) = (line for line in status.read_text().splitlines() if line.startswith("VmHWM"))
-    return 1024 * int(line.split()[1])
 
 
 def images(batch: int) -> NDArray[np.float32]:

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any, get_args
 
@@ -17,12 +20,14 @@ from cli_helpers import LABELS, assert_one_line_error, run, write_explainer, wri
 from onnxplain import Explainer
 from onnxplain.cli._pictures import find_pictures, overlay_name
 from onnxplain.cli.explain import command
+from onnxplain.image_methods import IMAGE_METHODS
 from onnxplain.images import read_image
 from onnxplain.manifest import METADATA_KEY
 from onnxplain.maps import METHODS
+from onnxplain.network import Network
 from onnxplain.overlay import Colormap
 from onnxplain.session import Device
-from tiny_explainer import tiny_explainer, tiny_manifest
+from tiny_explainer import tiny_explainer, tiny_manifest, two_layers
 
 
 @pytest.fixture
@@ -106,8 +111,8 @@ def test_one_forward_pass_for_all_classes(
     model: Path, picture: Path, out: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     runs = []
-    infer = Explainer._infer
-    monkeypatch.setattr(Explainer, "_infer", lambda self, *args: runs.append(1) or infer(self, *args))
+    infer = Network.explain
+    monkeypatch.setattr(Network, "explain", lambda self, *args: runs.append(1) or infer(self, *args))
     assert run("explain", model, picture, "--top", "4", "-o", out).exit_code == 0
     assert len(records(out)[0]["classes"]) == 4
     assert len(runs) == 1
@@ -126,9 +131,106 @@ def test_method_and_colormap(method: str, colormap: Colormap, model: Path, pictu
 
 def test_choices_are_those_of_the_library() -> None:
     choices = {option.name: getattr(option.type, "choices", None) for option in command.params}
-    assert set(choices["method"]) == set(METHODS)
+    assert list(choices["method"]) == [*METHODS, *IMAGE_METHODS]
     assert tuple(choices["colormap"]) == get_args(Colormap)
     assert tuple(choices["device"]) == get_args(Device)
+
+
+def test_several_methods(model: Path, picture: Path, out: Path) -> None:
+    """The first method's classes come first, as they would alone; the record's other keys are the first's."""
+    methods = ["layercam", "gradcam", "rise"]
+    flags = [part for method in (*methods, "gradcam") for part in ("--method", method)]
+    result = run("explain", model, picture, "--top", "2", *flags, "-o", out)
+    assert (result.exit_code, result.stderr) == (0, "")
+    (record,) = records(out)
+    assert (record["method"], record["layer"]) == ("layercam", "features")
+    explainer = Explainer(model)
+    expected = [one for method in methods for one in explainer.explain_classes(picture, top=2, method=method)]
+    assert len(files(out)) == 7
+    for found, one in zip(record["classes"], expected, strict=True):
+        assert (found["method"], found["index"]) == (one.method, one.index)
+        assert found["layer"] == ("image" if one.method == "rise" else "features")
+        assert (
+            found["overlay"] == f"{overlay_name(Path('picture'), one.index, one.label).stem}.{one.method}.png"
+        )
+        np.testing.assert_array_equal(read_image(out / found["overlay"]), one.overlay())
+    assert result.stdout.splitlines()[0].split() == ["PICTURE", "METHOD", "CLASS", "PROBABILITY", "OVERLAY"]
+
+
+def test_a_method_that_fails_leaves_nothing_of_the_others(tmp_path: Path, picture: Path, out: Path) -> None:
+    manifest = json.loads(tiny_manifest().to_json())
+    manifest["layers"][0]["head"] = None
+    (tmp_path / "mlp.onnx").write_bytes(with_manifest(json.dumps(manifest)))
+    result = run(
+        "explain", tmp_path / "mlp.onnx", picture, "--method", "gradcam", "--method", "cam", "-o", out
+    )
+    assert_one_line_error(result, 1, "global average pooling")
+    assert not out.exists()
+
+
+@pytest.mark.parametrize(
+    ("flags", "options"),
+    [
+        (["--layer", "early"], {"layer": "early"}),
+        (["--layer", "late", "--eigen-smooth"], {"layer": "late", "eigen_smooth": True}),
+        (["--aug-smooth"], {"aug_smooth": True}),
+        (["--common-scale"], {"common_scale": True}),
+    ],
+)
+def test_layer_and_smoothing(
+    flags: list[str], options: dict[str, Any], tmp_path: Path, picture: Path, out: Path
+) -> None:
+    model = tmp_path / "layers.onnx"
+    model.write_bytes(tiny_explainer(manifest=two_layers(tiny_manifest())))
+    assert run("explain", model, picture, "--top", "3", *flags, "-o", out).exit_code == 0
+    (record,) = records(out)
+    assert record["layer"] == options.get("layer", "early+late")
+    said = {key: value for key, value in record.items() if key.endswith(("smooth", "scale"))}
+    assert said == {key: value for key, value in options.items() if key != "layer"}
+    expected = Explainer(model).explain_classes(picture, top=3, **options)
+    plain = Explainer(model).explain_classes(picture, top=3)
+    for found, one in zip(record["classes"], expected, strict=True):
+        np.testing.assert_array_equal(read_image(out / found["overlay"]), one.overlay())
+    assert any(not np.array_equal(a.heatmap, b.heatmap) for a, b in zip(expected, plain, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (["--layer", "nowhere"], ["no target layer 'nowhere'", "features"]),
+        (["--method", "rise", "--eigen-smooth"], ["eigen_smooth", "rise"]),
+        (["--method", "saliency"], ["--input-gradient"]),
+    ],
+)
+def test_what_a_file_can_not_explain(
+    flags: list[str], words: list[str], model: Path, picture: Path, out: Path
+) -> None:
+    assert_one_line_error(run("explain", model, picture, *flags, "-o", out), 1, *words)
+    assert not out.exists()
+
+
+@pytest.mark.parametrize(("method", "count"), [("gradcam", 1), ("rise", 1), ("scorecam", 1), ("scorecam", 2)])
+def test_progress_on_a_terminal(method: str, count: int, model: Path, tmp_path: Path, out: Path) -> None:
+    """Of one picture: how many predictions are done, where there are many. Of several: how many of them."""
+    pictures = [write_picture(tmp_path / f"{number}.png", number) for number in range(count)]
+    code = (
+        "import sys; from onnxplain.cli import main\n"
+        "sys.stderr.isatty = lambda: True\n"
+        "main(sys.argv[1:], prog_name='onnxplain')"
+    )
+    args = ["explain", model, *pictures, "--method", method, "-o", out]
+    command = [sys.executable, "-c", code, *map(str, args)]
+    said = subprocess.run(command, capture_output=True, check=True).stderr.decode()
+    counted = re.findall(r"\r\x1b\[K(\w+): (\d+) of (\d+) predictions", said)
+    if count == 2:
+        assert "Explaining" in said
+        assert not counted
+    elif method == "gradcam":
+        assert said == ""
+    else:
+        assert said.endswith("\r\x1b[K")
+        if method == "rise":
+            assert counted[:2] == [("rise", "16", "4000"), ("rise", "32", "4000")]
 
 
 def test_probability_none(tmp_path: Path, picture: Path, out: Path) -> None:

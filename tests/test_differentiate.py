@@ -180,6 +180,12 @@ def test_a_head_that_reads_some_tokens(block, read, pads):
     assert sum(node.op_type == "Pad" for node in model.graph) == pads
 
 
+def test_a_part_of_an_axis_without_places():
+    constants = {"zero": np.array([0]), "one": np.array([1]), "w": W}
+    body = "a = Slice(x, zero, zero, one)  b = Slice(a, zero, zero, one)  y = Concat<axis=1>(x, b)"
+    check(f"{body}  logits = MatMul(y, w)", "x", also_in_float32=False, **constants)
+
+
 def test_batches_that_depend_on_each_other():
     check("s = ReduceMean(x, zero)  y = Mul(x, s)  logits = MatMul(y, w)", "x", w=W, zero=np.array([0]))
 

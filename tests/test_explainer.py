@@ -23,6 +23,7 @@ from onnxplain import (
     TargetError,
     cam,
     gradcam,
+    network,
 )
 from onnxplain.heatmap import heatmap
 from onnxplain.manifest import METADATA_KEY
@@ -103,13 +104,27 @@ def test_one_run_for_several_classes(explainer, monkeypatch):
             return session.run(names, feed, options)
 
     session = explainer._session
-    monkeypatch.setattr(explainer, "_session", Spy())
+    monkeypatch.setattr(explainer._network, "session", Spy())
     explainer.explain_classes(IMAGES[0], top=4)
     explainer.explain_batch(IMAGES)
     assert feeds == [
         {"image": (1, 3, 24, 32), "class_index": (1, 4)},
         {"image": (3, 3, 24, 32), "class_index": (3, 1)},
     ]
+
+
+def test_one_picture_is_a_batch_without_a_copy(monkeypatch):
+    """Of a file that takes pictures it would be as large as the picture."""
+    given = []
+    explainer = Explainer(tiny_explainer(NETWORK, MANIFEST))
+    prepare, run = network.Network.prepare, network.run
+    monkeypatch.setattr(
+        network.Network, "prepare", lambda self, picture: given.append(prepare(self, picture)) or given[-1]
+    )
+    monkeypatch.setattr(network, "run", lambda *call: given.append(call[2]) or run(*call))
+    explainer.explain(IMAGES[0])
+    (tensor, _), feeds = given
+    assert np.shares_memory(tensor, feeds["image"])
 
 
 def test_batch(explainer):
@@ -327,7 +342,7 @@ def test_a_model_that_does_not_say_how_many_classes_it_has():
     assert explainer.explain(IMAGES[0], 3).index == 3
     with pytest.raises(TargetError, match="out of range"):
         explainer.explain(IMAGES[0], 4)
-    explainer._num_classes = None  # as where onnxruntime can't infer it either
+    explainer._network.num_classes = None  # as where onnxruntime can't infer it either
     for targets in ([4], [0, 4], [-5]):
         with pytest.raises(TargetError, match="a class is out of range: the model has 4 classes"):
             explainer.explain_classes(IMAGES[0], targets)

@@ -98,3 +98,13 @@ def test_a_view_between_pixels():
 
 def test_a_view_that_holds_no_pixel_centre():
     assert (heatmap([random_map(7, 7)], (1, 10), View(0, 4.6, 1, 0.8)) == 0).all()
+
+
+@pytest.mark.parametrize("cells", [(100, 7), (7, 100), (100, 130), (65, 1)])
+def test_large_maps_are_resized_as_small_ones_are(cells, monkeypatch):
+    """From two neighbours of each pixel, or by the weights of all cells."""
+    map_ = np.random.default_rng(3).random(cells).astype(np.float32)
+    view = View(3.5, -2, 90, 260)
+    found = heatmap([map_], (80, 250), view)
+    monkeypatch.setattr("onnxplain.heatmap._FEW_CELLS", 1000)
+    np.testing.assert_allclose(found, heatmap([map_], (80, 250), view), rtol=0, atol=1e-5)

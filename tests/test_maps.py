@@ -22,6 +22,15 @@ def random_arrays(dtype=np.float32):
     )
 
 
+def apply(method, activations, gradients, **options):
+    """Call a method, with rivals made of the gradients where it takes some."""
+    arrays = [activations, gradients]
+    if METHODS[method].rivals:
+        half = np.asarray(gradients) / 2
+        arrays.append(np.stack([half, half[..., ::-1]], axis=-4))
+    return METHODS[method].maps(*arrays, **options)
+
+
 def test_gradcam_by_hand():
     activations = np.array([[[1, 2], [3, 4]], [[0, 1], [0, -2]]], np.float32)
     gradients = np.array([[[1, 1], [1, 1]], [[-4, 0], [0, -4]]], np.float32)
@@ -63,11 +72,96 @@ GRADIENTS_BY_HAND = np.array([[[1, 0], [0, -1]], [[2, 0], [0, -4]]], np.float32)
         ("xgradcam", [[-0.3, -0.6], [-0.9, -1.2]]),
         ("hirescam", [[1, 0], [0, -4]]),
         ("layercam", [[1, 0], [0, 0]]),
+        ("gradcam_elementwise", [[1, 0], [0, 0]]),
+        # alpha = (0, -0.5)
+        ("gradcam_signed", [[0, -0.5], [0, 0]]),
+        ("counterfactual", [[0, 0.5], [0, 0]]),
     ],
 )
 def test_others_by_hand(method, expected):
     found = METHODS[method].maps(ACTIVATIONS_BY_HAND, GRADIENTS_BY_HAND)
     np.testing.assert_allclose(found, expected, rtol=0, atol=1e-6)
+
+
+def test_eigencam_by_hand():
+    """A = u s v^T has one principal component, s u, and the sign that agrees with the energy (s u)^2."""
+    u, v = np.array([[0.6, 0.8], [0, 0]]), np.array([-0.28, 0.96])
+    activations = 5 * v[:, None, None] * u
+    for sign in (1, -1):
+        found = METHODS["eigencam"].maps(sign * activations, np.zeros((3, 2, 2, 2)))
+        np.testing.assert_allclose(found, np.broadcast_to(5 * u, (3, 2, 2)), rtol=0, atol=1e-12)
+
+
+def test_eigengradcam_by_hand():
+    """Each channel of A dS/dA loses its mean: (1, 0, 0, -1) and 0 of what is left lie on one axis."""
+    activations = np.array([[[1, 2], [3, 4]], [[1, 1], [1, 1]]], np.float32)
+    gradients = np.array([[[3, 1], [2 / 3, 1 / 4]], [[1, 1], [1, 1]]], np.float32)
+    # A dS/dA is 3, 2, 2, 1 and 1, 1, 1, 1: less its mean 1, 0, 0, -1 and 0, 0, 0, 0.
+    found = METHODS["eigengradcam"].maps(activations, gradients)
+    np.testing.assert_allclose(found, [[1, 0], [0, -1]], rtol=0, atol=1e-6)
+    # The other way round, what was against the class is for it.
+    np.testing.assert_allclose(
+        METHODS["eigengradcam"].maps(activations, -gradients), [[-1, 0], [0, 1]], rtol=0, atol=1e-6
+    )
+
+
+def test_finercam_by_hand():
+    activations = np.array([[[1, 2], [3, 4]], [[0, 1], [0, -2]]], np.float32)
+    ones = np.ones((2, 2), np.float32)
+    gradients = np.array([3 * ones, ones])
+    rivals = np.array([[ones, ones], [3 * ones, 5 * ones]])  # their mean is (2, 3)
+    finercam = METHODS["finercam"].maps
+    # alpha = (3, 1) - (2, 3) = (1, -2), as in Grad-CAM's case above
+    assert finercam(activations, gradients, rivals).tolist() == [[1, 0], [3, 8]]
+    # alpha = (3, 1) - (1, 1.5)
+    np.testing.assert_allclose(
+        finercam(activations, gradients, rivals, gamma=0.5), [[2, 3.5], [6, 9]], rtol=0, atol=1e-6
+    )
+    np.testing.assert_array_equal(
+        finercam(activations, gradients, rivals[:0]), gradcam(activations, gradients)
+    )
+    with pytest.raises(ValueError, match="rivals"):
+        finercam(activations, gradients, gradients)
+
+
+@pytest.mark.parametrize("shape", [(5, 4, 6), (40, 2, 3)], ids=["few channels", "many channels"])
+@pytest.mark.parametrize("method", ["eigencam", "eigengradcam"])
+def test_principal_components_are_those_of_the_svd(method, shape):
+    rng = np.random.default_rng(4)
+    activations, gradients = np.abs(rng.normal(size=(2, *shape))), rng.normal(size=(2, 3, *shape))
+    found = METHODS[method].maps(activations, gradients)
+    for b, c in np.ndindex(2, 3):
+        terms = activations[b] if method == "eigencam" else activations[b] * gradients[b, c]
+        matrix = terms.reshape(shape[0], -1).T
+        like = (matrix**2).sum(axis=1) if method == "eigencam" else matrix.sum(axis=1)
+        if method == "eigengradcam":
+            matrix = matrix - matrix.mean(axis=0)
+        expected = matrix @ np.linalg.svd(matrix)[2][0]
+        expected *= np.sign(expected @ like)
+        np.testing.assert_allclose(found[b, c].ravel(), expected, rtol=0, atol=1e-9)
+
+
+@pytest.mark.parametrize("method", [name for name in METHODS if not METHODS[name].is_eigen])
+def test_eigen_smooth_takes_the_principal_component_of_the_terms(method):
+    """Where a single channel counts, that is the channel itself less its mean."""
+    activations, gradients = random_arrays(np.float64)
+    activations, gradients = np.abs(activations), np.abs(gradients)
+    if method == "counterfactual":
+        gradients = -gradients
+    only = np.zeros((CHANNELS, 1, 1))
+    only[2] = 1
+    plain = apply(method, activations, gradients * only)
+    smooth = apply(method, activations, gradients * only, eigen_smooth=True)
+    centred = plain - plain.mean(axis=(-2, -1), keepdims=True)
+    is_positive = method not in ("cam", "xgradcam", "hirescam", "gradcam_signed")
+    np.testing.assert_allclose(smooth, np.maximum(centred, 0) if is_positive else centred, rtol=0, atol=1e-9)
+
+
+def test_a_principal_component_of_what_is_not_finite_is_not_a_number():
+    activations, gradients = random_arrays()
+    gradients[0, 1, 2, 3, 4] = np.nan
+    maps = METHODS["eigengradcam"].maps(activations, gradients)
+    assert np.isnan(maps).all(axis=(-2, -1)).tolist() == [[False, True, False], [False] * 3]
 
 
 @pytest.mark.parametrize("method", ["gradcam++", "xgradcam"])
@@ -101,17 +195,16 @@ def test_others_are_those_of_the_grad_cam_package(method, theirs):
 @pytest.mark.parametrize("method", METHODS)
 def test_axes_that_are_left_out_give_the_same_maps(method):
     activations, gradients = random_arrays()
-    maps = METHODS[method].maps
-    whole = maps(activations, gradients)
-    np.testing.assert_allclose(maps(activations[1], gradients[1]), whole[1], atol=1e-6)
-    np.testing.assert_allclose(maps(activations, gradients[:, 2]), whole[:, 2], atol=1e-6)
-    np.testing.assert_allclose(maps(activations[1], gradients[1, 2]), whole[1, 2], atol=1e-6)
+    whole = apply(method, activations, gradients)
+    np.testing.assert_allclose(apply(method, activations[1], gradients[1]), whole[1], atol=1e-6)
+    np.testing.assert_allclose(apply(method, activations, gradients[:, 2]), whole[:, 2], atol=1e-6)
+    np.testing.assert_allclose(apply(method, activations[1], gradients[1, 2]), whole[1, 2], atol=1e-6)
 
 
 @pytest.mark.parametrize("method", METHODS)
 def test_no_classes_give_no_maps(method):
     activations, gradients = random_arrays()
-    assert METHODS[method].maps(activations, gradients[:, :0]).shape == (BATCH, 0, H, W)
+    assert apply(method, activations, gradients[:, :0]).shape == (BATCH, 0, H, W)
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -123,9 +216,9 @@ def test_precision(method, given, returned):
     activations = np.abs(
         activations
     )  # as behind a ReLU: sums of theirs, which some methods divide by, aren't small
-    maps = METHODS[method].maps(activations, gradients)
+    maps = apply(method, activations, gradients)
     assert maps.dtype == returned
-    exact = METHODS[method].maps(activations.astype(np.float64), gradients.astype(np.float64))
+    exact = apply(method, activations.astype(np.float64), gradients.astype(np.float64))
     np.testing.assert_allclose(maps, exact, atol=1e-5)
 
 
@@ -139,7 +232,7 @@ def test_half_precision_does_not_overflow():
 def test_the_arguments_are_left_alone(method):
     activations, gradients = random_arrays()
     before = activations.copy(), gradients.copy()
-    METHODS[method].maps(activations, gradients)
+    apply(method, activations, gradients)
     assert (activations == before[0]).all()
     assert (gradients == before[1]).all()
 
@@ -172,4 +265,4 @@ def test_identities_of_a_gap_linear_head():
 )
 def test_shapes_that_do_not_fit(method, activations, gradients):
     with pytest.raises(ValueError, match=r"channels, h, w"):
-        METHODS[method].maps(np.zeros(activations), np.zeros(gradients))
+        apply(method, np.zeros(activations), np.zeros(gradients))

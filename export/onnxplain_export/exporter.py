@@ -16,7 +16,6 @@ import onnxplain
 from onnxplain.errors import LayerError, ModelError, SourceError, VerificationError
 from onnxplain.extras import require
 from onnxplain.manifest import Activation, Head, Layer, Manifest, Preprocessing
-from onnxplain.maps import check_method
 from onnxplain_export.assemble import LOGITS, TracedModel, assemble, output_names, set_manifest
 from onnxplain_export.files import check_destination, moved_into_place, save, size_of
 from onnxplain_export.front_end import FrontEnd
@@ -24,6 +23,7 @@ from onnxplain_export.graph import is_quantised, skip_identities
 from onnxplain_export.half_precision import halve, largest_numbers
 from onnxplain_export.head import is_gap_linear
 from onnxplain_export.layers import LayerCandidate, automatic_layer
+from onnxplain_export.maps import check_emitted
 from onnxplain_export.onnx_file import first_line
 from onnxplain_export.pixels import check_takes_pixels
 from onnxplain_export.pixels_check import check_pixels, explainer_inside
@@ -133,8 +133,9 @@ def export(
     dynamic_size
         The file takes images of any height and width that the network takes, not of the example's alone.
     heatmap
-        A method, of `onnxplain.maps.METHODS`: add the outputs ``cam``, its maps [batch, classes, h, w], and
-        ``heatmap``, float32 [batch, classes, height, width] in [0, 1], for programs that don't compute them.
+        A method, of `onnxplain_export.maps.METHODS`: add the outputs ``cam``, its maps
+        [batch, classes, h, w], and ``heatmap``, float32 [batch, classes, height, width] in [0, 1], for
+        programs that don't compute them.
     pixels
         The file takes pictures, ``image`` uint8 [batch, height, width, 3] RGB of any size, and preprocesses
         them itself; ``heatmap`` is then as large as the picture, and lies where the crop lay.
@@ -170,7 +171,7 @@ def export(
             f"there is no activation {activation!r}; choose one of {', '.join(get_args(Activation))}"
         )
     if heatmap is not None:
-        check_method(heatmap, {})
+        check_emitted(heatmap, {})
     preprocessing = _checked_preprocessing(front, preprocessing)
     if pixels:
         check_takes_pixels(preprocessing, any_size=dynamic_size)
@@ -188,7 +189,7 @@ def export(
     progress(f"differentiating back to {', '.join(names)}")
     layers = _describe(traced, names)
     if heatmap is not None:
-        check_method(heatmap, {layer.name: layer.head for layer in layers})
+        check_emitted(heatmap, {layer.name: layer.head for layer in layers})
     assemble(
         traced,
         input_gradient=input_gradient,

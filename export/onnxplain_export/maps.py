@@ -10,6 +10,8 @@ from collections.abc import Callable, Mapping
 
 import onnx_ir as ir
 
+from onnxplain.errors import MethodError
+from onnxplain.maps import check_method
 from onnxplain_export.rules.registry import Op
 
 Maps = Callable[[Op, ir.Value, ir.Value], ir.Value]
@@ -25,7 +27,7 @@ def cam(op: Op, activations: ir.Value, gradients: ir.Value) -> ir.Value:
 
 def gradcam(op: Op, activations: ir.Value, gradients: ir.Value) -> ir.Value:
     """Emit Grad-CAM: the weights are the gradients' means."""
-    return op.Relu(_weighted_sum(op, op.ReduceMean(gradients, SPACE, keepdims=0), activations))
+    return op.Relu(gradcam_signed(op, activations, gradients))
 
 
 def gradcam_plusplus(op: Op, activations: ir.Value, gradients: ir.Value) -> ir.Value:
@@ -54,7 +56,24 @@ def layercam(op: Op, activations: ir.Value, gradients: ir.Value) -> ir.Value:
     return op.Relu(op.ReduceSum(weighted, CHANNELS, keepdims=0))
 
 
-#: By the names of `onnxplain.maps.METHODS`.
+def gradcam_elementwise(op: Op, activations: ir.Value, gradients: ir.Value) -> ir.Value:
+    """Emit elementwise Grad-CAM: what is positive of activations times gradients, place by place."""
+    terms = op.Relu(op.Mul(gradients, _beside(op, activations)))
+    return op.ReduceSum(terms, CHANNELS, keepdims=0)
+
+
+def gradcam_signed(op: Op, activations: ir.Value, gradients: ir.Value) -> ir.Value:
+    """Emit Grad-CAM before its ReLU."""
+    return _weighted_sum(op, op.ReduceMean(gradients, SPACE, keepdims=0), activations)
+
+
+def counterfactual(op: Op, activations: ir.Value, gradients: ir.Value) -> ir.Value:
+    """Emit counterfactual Grad-CAM: Grad-CAM of the negative gradients."""
+    return op.Relu(op.Neg(gradcam_signed(op, activations, gradients)))
+
+
+#: By the names of `onnxplain.maps.METHODS`; for principal components ONNX has no operator, and Finer-CAM
+#: needs other classes than those that are asked for.
 METHODS: Mapping[str, Maps] = {
     "cam": cam,
     "gradcam": gradcam,
@@ -62,7 +81,23 @@ METHODS: Mapping[str, Maps] = {
     "xgradcam": xgradcam,
     "hirescam": hirescam,
     "layercam": layercam,
+    "gradcam_elementwise": gradcam_elementwise,
+    "gradcam_signed": gradcam_signed,
+    "counterfactual": counterfactual,
 }
+
+
+def check_emitted(method: str, heads: Mapping[str, str | None]) -> None:
+    """Check that a graph can compute a method's maps of layers whose heads are given by name.
+
+    Raises
+    ------
+    MethodError
+        There is no such method, it isn't defined for a layer, or a graph can't compute it.
+    """
+    check_method(method, heads)
+    if method not in METHODS:
+        raise MethodError(f"{method} can't be computed in the file; choose one of {', '.join(METHODS)}")
 
 
 def _weighted_sum(op: Op, weights: ir.Value, activations: ir.Value) -> ir.Value:

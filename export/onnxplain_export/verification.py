@@ -39,7 +39,7 @@ import onnx_ir as ir
 from onnxplain.errors import ModelError, VerificationError
 from onnxplain.heatmap import heatmap
 from onnxplain.manifest import METADATA_KEY, Layer, Manifest
-from onnxplain.maps import METHODS, check_method
+from onnxplain.maps import METHODS
 from onnxplain_export import rule_check
 from onnxplain_export.assemble import (
     CLASS_INDEX,
@@ -52,6 +52,7 @@ from onnxplain_export.assemble import (
 )
 from onnxplain_export.graph import is_half, static_dims
 from onnxplain_export.half_precision import as_float32, logits_in_half
+from onnxplain_export.maps import check_emitted
 from onnxplain_export.pixels_check import check_pixels, explainer_inside
 from onnxplain_export.probe import Probe
 from onnxplain_export.reference_graph import Array, Arrays, ReferenceGraph
@@ -126,7 +127,7 @@ def verify(path: str | os.PathLike[str]) -> Verification:
         )
     manifest = Manifest.from_json(text)
     if manifest.heatmap is not None:
-        check_method(manifest.heatmap, {layer.name: layer.head for layer in manifest.layers})
+        check_emitted(manifest.heatmap, {layer.name: layer.head for layer in manifest.layers})
     if (manifest.heatmap is None) == any(value.name == HEATMAP for value in model.graph.outputs):
         raise ModelError(f"{str(file)!r} doesn't have the heatmaps that its manifest says; export it again")
     image = next((value for value in model.graph.inputs if value.name == INPUT), None)

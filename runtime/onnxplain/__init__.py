@@ -10,6 +10,7 @@ __version__ = "0.1.0"
 # Names are imported when first asked for: `onnxplain --help` needs neither onnxruntime nor OpenCV.
 _HOMES = {
     "Box": "onnxplain.boxes",
+    "BoxesError": "onnxplain.errors",
     "Explainer": "onnxplain.explainer",
     "Explanation": "onnxplain.explanation",
     "ImageError": "onnxplain.errors",
@@ -33,6 +34,7 @@ _HOMES = {
 if TYPE_CHECKING:
     from onnxplain.boxes import Box
     from onnxplain.errors import (
+        BoxesError,
         ImageError,
         LayerError,
         MethodError,
@@ -52,6 +54,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Box",
+    "BoxesError",
     "Explainer",
     "Explanation",
     "ImageError",

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import platform
-import sys
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -21,13 +20,14 @@ from onnxplain import __version__
 from onnxplain.errors import ModelError
 from onnxplain.explainer import Explainer
 from onnxplain.heatmap import heatmap
-from onnxplain.images import read_image
-from onnxplain.manifest import Manifest
+from onnxplain.images import Picture, read_picture
 from onnxplain.maps import METHODS
+from onnxplain.memory import peak_memory
+from onnxplain.network import Network
 from onnxplain.opencv import cv2
 from onnxplain.overlay import overlay
 from onnxplain.pipeline import cores
-from onnxplain.preprocessing import preprocess, view_of
+from onnxplain.preprocessing import view_of
 from onnxplain.session import Device, create_session, model_name, read_manifest, run
 
 PREDICTION = "prediction"
@@ -177,23 +177,21 @@ class _Loaded:
 
     def __init__(self, subject: Subject, threads: int | None = None) -> None:
         self.session = create_session(subject.model, subject.device, None, threads)
-        self.manifest: Manifest = read_manifest(self.session, model_name(subject.model))
-        self.spec = self.manifest.input
-        self.picture = read_image(subject.picture)
-        # Refuses, before anything is timed, a size that the file doesn't take and outputs of wrong shapes.
-        Explainer(session=self.session, size=subject.size).explain(self.picture)
-        if subject.size is not None:
-            self.spec = self.spec.at_size(*subject.size)
-        self.image = self.prepare(self.picture)
+        manifest = read_manifest(self.session, model_name(subject.model))
+        self.network = Network(self.session, manifest, subject.size)
+        picture = read_picture(subject.picture)
+        # Refuses, before anything is timed, outputs of wrong shapes.
+        Explainer(session=self.session, size=subject.size).explain(picture.image)
+        self.image = self.prepare(picture)
 
-    def prepare(self, picture: NDArray[np.uint8]) -> NDArray[Any]:
+    def prepare(self, picture: Picture) -> NDArray[Any]:
         """Return a batch of one picture."""
-        return (picture if self.manifest.pixels else preprocess(picture, self.spec)[0])[None]
+        return self.network.prepare(picture)[0][None]
 
     def infer(self, batch: int = 1, classes: int = 1) -> Callable[[], list[NDArray[Any]]]:
         """Return a run that explains so many of the most likely classes; of none, one that predicts."""
         names = ["logits"]
-        for layer in self.manifest.layers if classes else ():
+        for layer in self.network.manifest.layers if classes else ():
             names += [layer.activations, layer.gradients]
         ranks = np.tile(-1 - np.arange(classes), (batch, 1))
         feeds = {"image": np.repeat(self.image, batch, axis=0), "class_index": ranks}
@@ -213,7 +211,7 @@ def _costs(subject: Subject, rounds: int) -> Costs:
         },
         rounds,
     )
-    peak = _peak_memory()
+    peak = peak_memory()
     stages: dict[str, list[float]] = {}
     for number in range(_WARM_UP + rounds):
         for name, took in _stages(subject, loaded):
@@ -242,18 +240,17 @@ def _stages(subject: Subject, loaded: _Loaded) -> Iterator[tuple[str, float]]:
         before, start = start, time.perf_counter()
         return start - before
 
-    picture = read_image(subject.picture)
+    picture = read_picture(subject.picture)
     yield "decode", lap()
     loaded.image = loaded.prepare(picture)
     yield "prepare", lap()
     _, *outputs = loaded.infer()()
     yield "infer", lap()
-    size = (picture.shape[0], picture.shape[1])
     pairs = zip(outputs[::2], outputs[1::2], strict=True)
     maps = [METHODS["gradcam"].maps(a, g)[0, 0].astype(np.float32) for a, g in pairs]
-    heat = heatmap(maps, size, view_of(size, loaded.spec))
+    heat = heatmap(maps, picture.size, view_of(picture.size, loaded.network.input))
     yield "heatmap", lap()
-    overlay(picture, heat)
+    overlay(picture.image, heat)
     yield "overlay", lap()
 
 
@@ -265,20 +262,6 @@ def _throughput(subject: Subject, threads: int, batch: int, seconds: float) -> f
         explain()
         count += 1
     return count * batch / (time.perf_counter() - start)
-
-
-def _peak_memory() -> int | None:
-    """Return the most memory that this process has held, in bytes."""
-    status = Path("/proc/self/status")
-    if status.exists():  # Linux, where getrusage's figure may be that of the process that started this one
-        lines = (line.split() for line in status.read_text().splitlines())
-        return next((1024 * int(words[1]) for words in lines if words[:1] == ["VmHWM:"]), None)
-    if sys.platform == "win32":
-        return None
-    import resource
-
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else 1024 * peak
 
 
 def _processor() -> str:

@@ -15,6 +15,10 @@ class ImageError(OnnxplainError):
     """A picture can't be found, decoded or used."""
 
 
+class BoxesError(OnnxplainError):
+    """A file of boxes can't be read, or doesn't fit the pictures."""
+
+
 class TargetError(OnnxplainError):
     """A class to explain doesn't exist, or its label names more than one."""
 

@@ -3,30 +3,26 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Generator, Iterable, Mapping, Sequence
+from collections.abc import Generator, Iterable, Sequence
 from contextlib import closing
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from onnxplain.errors import MethodError, ModelError, TargetError
-from onnxplain.explanation import Explanation
-from onnxplain.images import Image, Picture, read_picture
-from onnxplain.manifest import Activation, Layer, Manifest
+from onnxplain.errors import MethodError, TargetError
+from onnxplain.explanation import Explanation, on_common_scale
+from onnxplain.image_methods import IMAGE, IMAGE_METHODS, Subject, check_image_method
+from onnxplain.images import Image, read_picture
+from onnxplain.manifest import Layer, Manifest
 from onnxplain.maps import METHODS, check_method
+from onnxplain.network import Network
+from onnxplain.perturbation import Progress
 from onnxplain.pipeline import in_order
-from onnxplain.preprocessing import View, enough_pixels, preprocess, view_of
-from onnxplain.session import (
-    Device,
-    Provider,
-    check_size,
-    create_session,
-    model_name,
-    num_classes,
-    read_manifest,
-    run,
-)
+from onnxplain.preprocessing import enough_pixels
+from onnxplain.session import Device, Provider, create_session, model_name, read_manifest
+from onnxplain.smoothing import AUGMENTATIONS
 from onnxplain.targets import Target, resolve_target
 
 if TYPE_CHECKING:
@@ -81,18 +77,8 @@ class Explainer:
         elif device != "auto" or providers is not None or threads is not None:
             raise TypeError("device, providers and threads go with a model; a session has its own")
         self._session = session
-        self.manifest = read_manifest(self._session, model_name(model))
-        self._num_classes = num_classes(self._session)
-        self._input = self.manifest.input
-        if size is not None:
-            if self.manifest.pixels:
-                raise ModelError(
-                    "the model brings pictures to a size of its own; to choose one, export it again without "
-                    "--pixels and with --dynamic-size"
-                )
-            height, width = (size, size) if isinstance(size, int) else size
-            self._input = self._input.at_size(height, width)
-            check_size(self._session, height, width)
+        self.manifest = read_manifest(session, model_name(model))
+        self._network = Network(session, self.manifest, (size, size) if isinstance(size, int) else size)
 
     @property
     def providers(self) -> list[str]:
@@ -101,7 +87,15 @@ class Explainer:
         return providers
 
     def explain(
-        self, image: Image, target: Target = None, method: str = "gradcam", layer: str | None = None
+        self,
+        image: Image,
+        target: Target = None,
+        method: str = "gradcam",
+        layer: str | None = None,
+        *,
+        eigen_smooth: bool = False,
+        aug_smooth: bool = False,
+        progress: Progress = lambda done, total: None,
     ) -> Explanation:
         """Explain one class of one picture.
 
@@ -113,10 +107,19 @@ class Explainer:
             A class index, a label, a negative rank (-1 is the highest logit), or None for the predicted
             class.
         method
-            A key of `onnxplain.maps.METHODS`: ``"gradcam"``, ``"gradcam++"``, ``"xgradcam"``, ``"hirescam"``,
-            ``"layercam"``, or ``"cam"`` where the network ends in global average pooling and a linear layer.
+            A key of `onnxplain.maps.METHODS`: ``"gradcam"``, ``"gradcam++"``, ``"layercam"`` and others, or
+            ``"cam"`` where the network ends in global average pooling and a linear layer. Or one of
+            `onnxplain.image_methods.IMAGE_METHODS`, which need more outputs or thousands of predictions.
         layer
             One of the file's target layers; None takes all of them together.
+        eigen_smooth
+            Put the first principal component of the channels' terms in the place of their sum: less noise,
+            and less of the class.
+        aug_smooth
+            Explain the picture mirrored, brighter and darker too, and take the mean heatmap: six runs of the
+            network in place of one.
+        progress
+            Called with how many predictions are done and how many there are, by methods that make many.
 
         Raises
         ------
@@ -127,7 +130,8 @@ class Explainer:
         MethodError
             The method is unknown or undefined for the layer, or the file has no such layer.
         """
-        return self._run([image], [[target]], method, layer)[0][0]
+        how = self._how(method, layer, eigen_smooth, aug_smooth, progress)
+        return self._run([image], [[target]], how)[0][0]
 
     def explain_classes(
         self,
@@ -138,12 +142,16 @@ class Explainer:
         method: str = "gradcam",
         layer: str | None = None,
         reduced: bool = False,
+        eigen_smooth: bool = False,
+        aug_smooth: bool = False,
+        progress: Progress = lambda done, total: None,
+        common_scale: bool = False,
     ) -> list[Explanation]:
         """Explain several classes of one picture in one forward pass.
 
         Parameters
         ----------
-        image, method, layer
+        image, method, layer, eigen_smooth, aug_smooth, progress
             As in `explain`.
         targets
             The classes, each as in `explain`.
@@ -153,6 +161,9 @@ class Explainer:
             Decode a large JPEG at a half, a quarter or an eighth of its size where the network needs no more.
             That is faster, and moves the pixels that the network sees by less than 0.2/255 in the mean. An
             explanation's `image` is then decoded when first asked for; all is in the whole picture's pixels.
+        common_scale
+            Let 1 be the same in the heatmaps of all classes, so that they can be compared. By default each
+            class's heatmap reaches 1.
 
         Returns
         -------
@@ -165,13 +176,15 @@ class Explainer:
             As in `explain`.
         """
         if targets is None and top is not None:
-            _check_top(top, self._num_classes)
+            _check_top(top, self._network.num_classes)
             targets = range(-1, -1 - top, -1)
         elif targets is None or top is not None:
             raise TypeError("explain_classes takes either targets or top")
         elif isinstance(targets, str):
             raise TypeError("targets is a list of classes; for one class, call explain")
-        return self._run([image], [list(targets)], method, layer, reduced)[0]
+        how = self._how(method, layer, eigen_smooth, aug_smooth, progress)
+        found = self._run([image], [list(targets)], how, reduced)[0]
+        return on_common_scale(found) if common_scale else found
 
     def stream(
         self,
@@ -179,6 +192,9 @@ class Explainer:
         target: Target = None,
         method: str = "gradcam",
         layer: str | None = None,
+        *,
+        eigen_smooth: bool = False,
+        aug_smooth: bool = False,
     ) -> Generator[Explanation, None, None]:
         """Explain one class of each picture of a stream, on all cores, in order.
 
@@ -191,7 +207,7 @@ class Explainer:
         images
             The pictures, each as in `explain`, of any sizes. An array may be filled again when the next is
             asked for.
-        target, method, layer
+        target, method, layer, eigen_smooth, aug_smooth
             As in `explain`.
 
         Yields
@@ -206,7 +222,8 @@ class Explainer:
         """
         # The caller may fill an array again before a thread comes to it.
         taken = (image.copy() if isinstance(image, np.ndarray) else image for image in images)
-        with closing(in_order(lambda image: self.explain(image, target, method, layer), taken)) as calls:
+        how = self._how(method, layer, eigen_smooth, aug_smooth)
+        with closing(in_order(lambda image: self._run([image], [[target]], how)[0][0], taken)) as calls:
             for call in calls:
                 yield call.result()
 
@@ -216,6 +233,9 @@ class Explainer:
         target: Target | Sequence[Target] = None,
         method: str = "gradcam",
         layer: str | None = None,
+        *,
+        eigen_smooth: bool = False,
+        aug_smooth: bool = False,
     ) -> list[Explanation]:
         """Explain one class of each of several pictures in one run of the network.
 
@@ -227,7 +247,7 @@ class Explainer:
             The pictures, each as in `explain`, of any sizes; or an array [batch, H, W, 3].
         target
             One class for all, as in `explain`, or a list or array with one for each.
-        method, layer
+        method, layer, eigen_smooth, aug_smooth
             As in `explain`.
 
         Returns
@@ -253,30 +273,34 @@ class Explainer:
                 raise TargetError(f"{len(targets)} targets for {len(images)} pictures; give one for each")
         else:
             targets = [target] * len(images)
-        return [found[0] for found in self._run(images, [[one] for one in targets], method, layer)]
+        how = self._how(method, layer, eigen_smooth, aug_smooth)
+        return [found[0] for found in self._run(images, [[one] for one in targets], how)]
 
     def _run(
         self,
         images: Sequence[Image],
         targets: Sequence[Sequence[Target]],
-        method: str,
-        layer: str | None,
+        how: _How,
         reduced: bool = False,
     ) -> list[list[Explanation]]:
         """Explain as many classes of each picture: for each picture, a list of one explanation a class."""
-        layers = self._layers(layer)
-        check_method(method, {one.name: one.head for one in layers})
-        labels = self.manifest.labels
-        class_index = [[resolve_target(one, labels, self._num_classes) for one in row] for row in targets]
+        labels, network = self.manifest.labels, self._network
+        class_index = [[resolve_target(one, labels, network.num_classes) for one in row] for row in targets]
         if not class_index or not class_index[0]:
             return [[] for _ in images]
-        enough = enough_pixels(self._input) if reduced and not self.manifest.pixels else None
+        enough = enough_pixels(network.input) if reduced and not self.manifest.pixels else None
         pictures = [read_picture(image, enough) for image in images]
-        prepared = [self._prepare(picture) for picture in pictures]
-        outputs = self._infer_all([tensor for tensor, _ in prepared], class_index, layers, method)
-        logits, explained = outputs["logits"], outputs["explained_class"]
-        maps = [self._maps(outputs, one, method) for one in layers]
-        probabilities = _probabilities(logits, self.manifest.activation)
+        prepared = [network.prepare(picture) for picture in pictures]
+        tensors = [tensor for tensor, _ in prepared]
+        of_images = how.method in IMAGE_METHODS
+        compute = self._image_maps if of_images else self._maps
+        logits, explained, maps = compute(tensors, class_index, how)
+        augmented = []
+        for augmentation in AUGMENTATIONS if how.aug_smooth else ():
+            changed = [augmentation.apply(tensor) for tensor in tensors]
+            theirs = compute(changed, explained.tolist(), how)[2]
+            augmented.append([augmentation.undo(map_) for map_ in theirs])
+        probabilities = network.probabilities(logits)
         return [
             [
                 Explanation(
@@ -284,126 +308,127 @@ class Explainer:
                     label=None if labels is None else labels[index],
                     logit=float(logits[row, index]),
                     probability=None if probabilities is None else float(probabilities[row, index]),
-                    method=method,
-                    layers=tuple(one.name for one in layers),
+                    method=how.method,
+                    layers=how.names,
                     cams=tuple(map_[row, column] for map_ in maps),
                     picture=picture,
                     view=view,
+                    augmented=tuple(tuple(map_[row, column] for map_ in theirs) for theirs in augmented),
                 )
                 for column, index in enumerate(explained[row])
             ]
             for row, (picture, (_, view)) in enumerate(zip(pictures, prepared, strict=True))
         ]
 
-    def _prepare(self, picture: Picture) -> tuple[NDArray[Any], View]:
-        """Return what the model takes of a picture, and what the network sees of it."""
-        if self.manifest.pixels:
-            return picture.pixels, view_of(picture.size, self._input)
-        return preprocess(picture.pixels, self._input, picture.size)
+    def _maps(
+        self, tensors: Sequence[NDArray[Any]], class_index: Sequence[Sequence[int]], how: _How
+    ) -> tuple[NDArray[np.float32], NDArray[np.int64], list[NDArray[np.float32]]]:
+        """Run the network; return logits, the classes explained, and the maps of each layer.
 
-    def _infer_all(
-        self,
-        images: Sequence[NDArray[Any]],
-        class_index: Sequence[Sequence[int]],
-        layers: Sequence[Layer],
-        method: str,
-    ) -> dict[str, NDArray[Any]]:
-        """Run the network on images, those of one size in a batch."""
-        batches: dict[tuple[int, ...], list[int]] = {}
-        for number, image in enumerate(images):
-            batches.setdefault(image.shape, []).append(number)
-        results = [
-            self._infer(np.stack([images[i] for i in batch]), [class_index[i] for i in batch], layers, method)
-            for batch in batches.values()
-        ]
-        if len(results) == 1:  # gradients are large: no copies
-            return results[0]
-        order = np.argsort([number for batch in batches.values() for number in batch])
-        return {name: np.concatenate([result[name] for result in results])[order] for name in results[0]}
-
-    def _infer(
-        self,
-        batch: NDArray[Any],
-        class_index: Sequence[Sequence[int]],
-        layers: Sequence[Layer],
-        method: str,
-    ) -> dict[str, NDArray[Any]]:
-        """Run the network; return its outputs by name, checked.
-
-        Of a method whose maps the file computes, the maps alone: activations and gradients, which are larger,
-        then needn't leave the device that the network runs on.
+        Of a method whose maps the file computes, the maps alone are fetched: activations and gradients, which
+        are larger, then needn't leave the device that the network runs on.
         """
-        names = ["logits", "explained_class"]
-        for layer in layers:
-            has_maps = method == self.manifest.heatmap
-            names += [self.manifest.cam(layer)] if has_maps else [layer.activations, layer.gradients]
-        feeds: dict[str, NDArray[Any]] = {"image": batch, "class_index": np.array(class_index, np.int64)}
-        outputs = dict(zip(names, run(self._session, names, feeds), strict=True))
-        self._check_shapes(outputs, feeds["class_index"].shape, layers)
-        classes = outputs["logits"].shape[1]
-        if self.manifest.labels is not None and len(self.manifest.labels) != classes:
-            raise ModelError(f"the model has {classes} classes but {len(self.manifest.labels)} labels")
-        _check_classes(outputs["explained_class"], feeds["class_index"], classes)
-        _check_finite(outputs)
-        return outputs
+        network, classes = self._network, len(class_index[0])
+        if how.method == self.manifest.heatmap and not how.eigen_smooth:
+            names = [self.manifest.cam(layer) for layer in how.layers]
+            outputs = network.explain(tensors, class_index, how.layers, names)
+            return outputs["logits"], outputs["explained_class"], [outputs[name] for name in names]
+        rivals = METHODS[how.method].rivals
+        if rivals:
+            # One more, for the class itself may be among them.
+            most_likely = range(-1, -2 - min(rivals, (network.num_classes or rivals + 1) - 1), -1)
+            class_index = [[*row, *most_likely] for row in class_index]
+        names = [name for layer in how.layers for name in (layer.activations, layer.gradients)]
+        outputs = network.explain(tensors, class_index, how.layers, names)
+        explained = outputs["explained_class"]
+        maps = []
+        for layer in how.layers:
+            gradients = outputs[layer.gradients]
+            arrays = [outputs[layer.activations], gradients[:, :classes]]
+            if rivals:
+                arrays.append(_rivals(gradients[:, classes:], explained[:, :classes], explained[:, classes:]))
+            smooth = {"eigen_smooth": True} if how.eigen_smooth else {}
+            maps.append(METHODS[how.method].maps(*arrays, **smooth).astype(np.float32))
+        return outputs["logits"], explained[:, :classes], maps
 
-    def _check_shapes(
-        self, outputs: Mapping[str, NDArray[Any]], rows: tuple[int, ...], layers: Sequence[Layer]
-    ) -> None:
-        """Compare what came out with the manifest: a graph may leave its outputs' shapes open.
-
-        Where images have another size than the manifest's, so have the maps; those of a layer are all alike.
-        """
-        batch = rows[0]
-        shapes: dict[str, tuple[int, ...]] = {"explained_class": rows}
-        for layer in layers:
-            leading: dict[str, tuple[int, ...]] = {
-                layer.activations: (batch, layer.channels),
-                layer.gradients: (*rows, layer.channels),
-                self.manifest.cam(layer): rows,
-            }
-            fetched = [name for name in leading if name in outputs]
-            size = outputs[fetched[0]].shape[-2:]
-            if self._input == self.manifest.input:
-                size = (layer.height, layer.width)
-            shapes |= {name: (*leading[name], *size) for name in fetched}
-        for name, shape in shapes.items():
-            if outputs[name].shape != shape:
-                raise ModelError(f"the model's {name!r} came out as {outputs[name].shape}, not as {shape}")
-        if outputs["logits"].shape[:-1] != (batch,):
-            raise ModelError(f"the model's 'logits' came out as {outputs['logits'].shape}")
-
-    def _maps(self, outputs: Mapping[str, NDArray[Any]], layer: Layer, method: str) -> NDArray[np.float32]:
-        """Return a method's maps of a layer, [batch, classes, h, w]."""
-        in_file = outputs.get(self.manifest.cam(layer))
-        if in_file is not None:
-            return in_file
-        return METHODS[method].maps(outputs[layer.activations], outputs[layer.gradients]).astype(np.float32)
-
-    def _layers(self, name: str | None) -> tuple[Layer, ...]:
-        layers = tuple(layer for layer in self.manifest.layers if name in (None, layer.name))
-        if not layers:
-            known = ", ".join(layer.name for layer in self.manifest.layers)
-            raise MethodError(f"the file has no target layer {name!r}; it has {known}")
-        return layers
-
-
-def _check_classes(explained: NDArray[np.int64], requested: NDArray[np.int64], classes: int) -> None:
-    if requested.min() < -classes or requested.max() >= classes:
-        raise TargetError(f"a class is out of range: the model has {classes} classes")
-    legal = (explained >= 0) & (explained < classes) & ((requested < 0) | (explained == requested))
-    if not legal.all():
-        raise ModelError("the model explained other classes than it was asked for; export it again")
-
-
-def _check_finite(outputs: Mapping[str, NDArray[Any]]) -> None:
-    """Refuse NaN and infinity, which would make a blank heatmap."""
-    for name, values in outputs.items():
-        if not np.isfinite(values).all():
-            raise ModelError(
-                f"the model's {name!r} came out as NaN or infinite, so there is nothing to explain; "
-                "check its weights and its preprocessing"
+    def _image_maps(
+        self, tensors: Sequence[NDArray[Any]], class_index: Sequence[Sequence[int]], how: _How
+    ) -> tuple[NDArray[np.float32], NDArray[np.int64], list[NDArray[np.float32]]]:
+        """Do the same by a method that explains the image itself, or by many predictions, one by one."""
+        outputs = self._network.explain(tensors, class_index, (), [])
+        explained = outputs["explained_class"]
+        found = [
+            IMAGE_METHODS[how.method].maps(
+                Subject(self._network, tensor, classes.tolist(), how.layers, how.progress)
             )
+            for tensor, classes in zip(tensors, explained, strict=True)
+        ]
+        maps = [np.stack(maps).astype(np.float32) for maps in zip(*found, strict=True)]
+        return outputs["logits"], explained, maps
+
+    def _how(
+        self,
+        method: str,
+        layer: str | None,
+        eigen_smooth: bool,
+        aug_smooth: bool,
+        progress: Progress = lambda done, total: None,
+    ) -> _How:
+        """Check that the file can be explained so."""
+        layers = tuple(one for one in self.manifest.layers if layer in (None, one.name))
+        if not layers:
+            known = ", ".join(one.name for one in self.manifest.layers)
+            raise MethodError(f"the file has no target layer {layer!r}; it has {known}")
+        if method in IMAGE_METHODS:
+            check_image_method(method, self._network)
+            if eigen_smooth:
+                raise MethodError(f"eigen_smooth is for sums over a layer's channels, and {method} has none")
+        elif method in METHODS:
+            check_method(method, {one.name: one.head for one in layers}, eigen_smooth=eigen_smooth)
+        else:
+            raise MethodError(f"unknown method {method!r}; there are {', '.join([*METHODS, *IMAGE_METHODS])}")
+        if aug_smooth and self.manifest.pixels:
+            raise MethodError(
+                "aug_smooth changes what the network takes, and this file prepares pictures itself; "
+                "export it without --pixels"
+            )
+        return _How(method, layers, eigen_smooth, aug_smooth, progress)
+
+
+@dataclass(frozen=True)
+class _How:
+    """What is made of a network's outputs."""
+
+    method: str
+    layers: tuple[Layer, ...]
+    eigen_smooth: bool
+    aug_smooth: bool
+    progress: Progress
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """What is explained: the layers, or the image."""
+        if self.method in IMAGE_METHODS and not IMAGE_METHODS[self.method].has_layers:
+            return (IMAGE,)
+        return tuple(layer.name for layer in self.layers)
+
+
+def _rivals(
+    gradients: NDArray[np.float32], explained: NDArray[np.int64], most_likely: NDArray[np.int64]
+) -> NDArray[np.float32]:
+    """Return the gradients of each class's rivals, [batch, classes, rivals, channels, h, w].
+
+    Parameters
+    ----------
+    gradients
+        Those of the most likely classes, [batch, one more than there are rivals, channels, h, w].
+    explained, most_likely
+        The classes, [batch, classes], and the most likely ones.
+    """
+    is_itself = most_likely[:, None, :] == explained[:, :, None]
+    # The others first, the most likely of them first.
+    order = np.argsort(is_itself, axis=-1, kind="stable")[..., :-1]
+    return gradients[np.arange(len(gradients))[:, None, None], order]
 
 
 def _check_top(top: int, num_classes: int | None) -> None:
@@ -411,15 +436,3 @@ def _check_top(top: int, num_classes: int | None) -> None:
         raise TargetError(f"top must be at least 1, not {top}")
     if num_classes is not None and top > num_classes:
         raise TargetError(f"top must be at most {num_classes}, the number of classes, not {top}")
-
-
-def _probabilities(logits: NDArray[np.float32], activation: Activation) -> NDArray[np.float64] | None:
-    """Turn logits [batch, classes] into probabilities."""
-    scores = logits.astype(np.float64)
-    if activation == "softmax":
-        powers = np.exp(scores - scores.max(axis=1, keepdims=True))
-        probabilities: NDArray[np.float64] = powers / powers.sum(axis=1, keepdims=True)
-        return probabilities
-    if activation == "sigmoid":
-        return np.exp(-np.logaddexp(0, -scores))  # 1 / (1 + exp(-x)) without the overflow
-    return None

@@ -14,6 +14,9 @@ PACKAGES = {
     "export": (*_ONNX, "torch", "safetensors"),
     "torchvision": ("torchvision",),
     "timm": ("timm",),
+    "evaluate": ("matplotlib", "scipy"),
+    "report": ("jinja2",),
+    "figure": ("matplotlib",),
 }
 
 

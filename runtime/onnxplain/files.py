@@ -6,7 +6,6 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from uuid import uuid4
 
 from onnxplain.errors import OnnxplainError
@@ -48,6 +47,8 @@ def folder_moved_into_place(destination: Path) -> Iterator[Path]:
     OSError
         It can't be written to.
     """
+    from tempfile import TemporaryDirectory  # with shutil and its archives, which other commands don't need
+
     destination = destination.resolve()
     parent = destination.parent
     if not parent.is_dir():

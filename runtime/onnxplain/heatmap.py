@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from onnxplain.preprocessing import View
-from onnxplain.products import SMALL_PRODUCT
+from onnxplain.products import product
 
 
 def heatmap(
-    maps: Sequence[NDArray[np.floating[Any]]], size: tuple[int, int], view: View | None = None
+    maps: Sequence[NDArray[np.floating[Any]]],
+    size: tuple[int, int],
+    view: View | None = None,
+    peaks: Sequence[float] | None = None,
 ) -> NDArray[np.float32]:
     """Lay a layer's map, or the mean of several layers', over a picture.
 
@@ -29,6 +33,9 @@ def heatmap(
         Height and width of the picture.
     view
         The part of the picture that the maps cover; all of it by default.
+    peaks
+        What counts as 1 in each map, in place of its own smallest and largest cell: then 0 is 0, and the
+        heatmaps of several classes can be compared. Not smaller than the map's largest cell.
 
     Returns
     -------
@@ -39,14 +46,29 @@ def heatmap(
     view = view or View(0, 0, height, width)
     rows = _pixels_inside(view.top, view.height, height)
     columns = _pixels_inside(view.left, view.width, width)
-    layers = [_resize(_minmax(np.maximum(map_, 0)), view, rows, columns) for map_ in maps]
+    inside = np.s_[rows.start : rows.stop, columns.start : columns.stop]
     placed = np.zeros(size, np.float32)
-    placed[rows.start : rows.stop, columns.start : columns.stop] = _minmax(sum(layers[1:], layers[0]))
+    if peaks is None:
+        layers = [_resize(minmax(np.maximum(map_, 0)), view, rows, columns) for map_ in maps]
+        placed[inside] = minmax(sum(layers[1:], layers[0]))
+    else:
+        for map_, peak in zip(maps, peaks, strict=True):
+            if peak > 0:
+                share = np.maximum(map_, 0) / (peak * len(maps))
+                placed[inside] += _resize(share.astype(np.float32), view, rows, columns)
     return placed
 
 
+# A map of more cells along a side is resized from the two neighbours of each pixel: the weights of all cells
+# would be zeros but for two in a row.
+_FEW_CELLS = 64
+
+
+@lru_cache(maxsize=16)  # the pictures of a stream have few sizes
 def interpolation(cells: int, start: float, extent: float, pixels: range) -> NDArray[np.float32]:
     """Return the bilinear weights, float32 [pixels, cells], of a map's cells at the centres of some pixels.
+
+    They are shared, and can't be written to.
 
     Parameters
     ----------
@@ -59,8 +81,10 @@ def interpolation(cells: int, start: float, extent: float, pixels: range) -> NDA
     """
     centres = (np.array(pixels) + 0.5 - start) / extent * cells - 0.5
     centres = np.clip(centres, 0, cells - 1)
-    weights: NDArray[np.float64] = np.maximum(1 - np.abs(centres[:, None] - np.arange(cells)), 0)
-    return weights.astype(np.float32)
+    distances = np.abs(centres[:, None] - np.arange(cells))
+    weights: NDArray[np.float32] = np.maximum(1 - distances, 0).astype(np.float32)
+    weights.flags.writeable = False
+    return weights
 
 
 def _pixels_inside(start: float, extent: float, length: int) -> range:
@@ -73,20 +97,32 @@ def _pixels_inside(start: float, extent: float, length: int) -> range:
 
 def _resize(map_: NDArray[np.float32], view: View, rows: range, columns: range) -> NDArray[np.float32]:
     """Sample a map, stretched over the view, at pixel centres. One pass, wherever the view begins."""
+    if max(map_.shape) > _FEW_CELLS:
+        across = _between_rows(np.ascontiguousarray(map_.T), view.left, view.width, columns)
+        return _between_rows(np.ascontiguousarray(across.T), view.top, view.height, rows)
     y = interpolation(map_.shape[0], view.top, view.height, rows)
     x = interpolation(map_.shape[1], view.left, view.width, columns)
-    resized = np.empty((len(y), len(x)), np.float32)
-    across = np.asarray(map_ @ x.T, np.float32)
-    band = max(1, SMALL_PRODUCT // max(1, across.size))
-    for top in range(0, len(y), band):
-        np.matmul(y[top : top + band], across, out=resized[top : top + band])
-    return resized
+    return np.asarray(product(y, product(map_, x.T)), np.float32)
 
 
-def _minmax(values: NDArray[np.floating[Any]]) -> NDArray[np.float32]:
+def _between_rows(
+    map_: NDArray[np.float32], start: float, extent: float, pixels: range
+) -> NDArray[np.float32]:
+    """Sample the rows of a map that covers [start, start + extent) at the centres of some pixels."""
+    cells = len(map_)
+    centres = np.clip((np.array(pixels) + 0.5 - start) / extent * cells - 0.5, 0, cells - 1)
+    first = np.minimum(centres.astype(np.intp), max(0, cells - 2))
+    share = (centres - first).astype(np.float32)[:, None]
+    sampled: NDArray[np.float32] = map_[first] * (1 - share)
+    sampled += map_[np.minimum(first + 1, cells - 1)] * share
+    return sampled
+
+
+def minmax(values: NDArray[np.floating[Any]]) -> NDArray[np.float32]:
     """Scale to [0, 1]; all 0 where the values are all the same, or there are none."""
     low, high = values.min(initial=np.inf), values.max(initial=-np.inf)
     if not high > low:
         return np.zeros(values.shape, np.float32)
-    scaled: NDArray[np.floating[Any]] = (values - low) / (high - low)
+    scaled: NDArray[np.floating[Any]] = values - low
+    scaled /= high - low
     return scaled.astype(np.float32, copy=False)

@@ -116,6 +116,8 @@ def decode_image(data: bytes, name: str) -> RGB:
     ImageError
         The bytes are no picture, or not a whole one.
     """
+    if jpeg_size(data):  # OpenCV decodes it to RGB, and turns it upright: no pass over the pixels of our own
+        return np.asarray(_decode(data, name, cv2.IMREAD_COLOR_RGB)[0], np.uint8)
     pixels, orientation = _decode(data, name, cv2.IMREAD_UNCHANGED)
     pixels = _turn(_to_rgb_order(pixels, transparent_grey(data)), orientation)
     # libtiff hands out 8-bit colours that are multiplied by alpha already.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Literal, get_args
 
 import numpy as np
@@ -57,5 +58,12 @@ def overlay(
 
 def colours_of(levels: NDArray[np.uint8], colormap: Colormap = "inferno") -> NDArray[np.uint8]:
     """Return the colours, RGB [H, W, 3], of levels of heat from 0 to 255, [H, W]."""
+    return np.asarray(cv2.applyColorMap(levels, _table(colormap)), np.uint8)
+
+
+@cache
+def _table(colormap: Colormap) -> NDArray[np.uint8]:
+    """Return the colours of all levels, RGB [256, 1, 3]: with a table OpenCV takes half the time."""
     code = getattr(cv2, f"COLORMAP_{colormap.upper()}")
+    levels = np.arange(256, dtype=np.uint8)[:, None]
     return np.asarray(cv2.cvtColor(cv2.applyColorMap(levels, code), cv2.COLOR_BGR2RGB), np.uint8)

@@ -12,15 +12,16 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
+from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import NDArray
 
 from onnxplain.manifest import Preprocessing
 from onnxplain.opencv import cv2
 from onnxplain.products import SMALL_PRODUCT
 
-_OUTPUTS = 64
-"""Outputs of a product of matrices, times the inputs that each of them takes."""
-_AT_ONCE = 2_000_000
+_OUTPUTS = 4
+"""Outputs of a product of matrices: with more, it has more zeros; with fewer, there are more products."""
+_AT_ONCE = 4_000_000
 """Multiplications after which the next columns are taken, so that what they work on stays in the cache."""
 
 
@@ -61,14 +62,15 @@ def preprocess(
     size = size or (image.shape[0], image.shape[1])
     resized = _resized_size(size, spec)
     top, left = _crop_offset(resized[0], spec.height), _crop_offset(resized[1], spec.width)
-    pixels = _resize_and_crop(
+    planes = _resize_and_crop(
         image, size, resized, (top, left), (spec.height, spec.width), spec.interpolation
     )
     if spec.color == "BGR":
-        pixels = pixels[..., ::-1]
+        planes = planes[::-1]
     elif spec.color == "L":
-        pixels = np.asarray(cv2.cvtColor(pixels, cv2.COLOR_RGB2GRAY), np.uint8)[..., None]
-    tensor = pixels.transpose(2, 0, 1).astype(np.float32, order="C")
+        grey = cv2.cvtColor(np.ascontiguousarray(planes.transpose(1, 2, 0)), cv2.COLOR_RGB2GRAY)
+        planes = np.asarray(grey, np.uint8)[None]
+    tensor = planes.astype(np.float32, order="C")
     tensor /= 255
     tensor -= np.array(spec.mean, np.float32)[:, None, None]
     tensor /= np.array(spec.std, np.float32)[:, None, None]
@@ -119,7 +121,7 @@ def _resize_and_crop(
     crop: tuple[int, int],
     interpolation: str,
 ) -> NDArray[np.uint8]:
-    """Return the crop [height, width, 3] of the picture at `size`, black where it reaches beyond it."""
+    """Return the crop [3, height, width] of the picture at `size`, black where it reaches beyond it."""
     rows, columns = (
         range(max(0, start), min(length, start + extent))
         for start, length, extent in zip(offset, size, crop, strict=True)
@@ -127,23 +129,26 @@ def _resize_and_crop(
     if interpolation == "nearest":
         y = _nearest(image.shape[0], size[0], rows)
         x = _nearest(image.shape[1], size[1], columns)
-        inside = image[y[:, None], x]
+        inside = image[y[:, None], x].transpose(2, 0, 1)
     else:
         # Of an odd side, the last pixel of a reduction is half outside.
         y_scale, x_scale = (
             length / round(length / pixels) / resized
             for length, pixels, resized in zip(whole, image.shape, size, strict=False)
         )
-        down = _products(image.shape[0], y_scale, rows, interpolation)
-        across = _products(image.shape[1], x_scale, columns, interpolation)
-        # Across, then down, as Pillow does. The picture is turned so that both work on whole rows.
-        turned = _filter_rows(_transpose(image[down.seen, across.seen]), across)
-        inside = _filter_rows(_transpose(turned), down)
-    if inside.shape[:2] == crop:
+        down = _windows(image.shape[0], y_scale, rows, interpolation)
+        across = _windows(image.shape[1], x_scale, columns, interpolation)
+        # Across, then down, as Pillow does. The picture is turned so that both work on whole rows; the second
+        # time in single bytes, so that of each row all red comes first.
+        seen = image[down.seen, across.seen]
+        turned = _filter_rows(_transpose(seen).reshape(seen.shape[1], -1), across)
+        filtered = _filter_rows(_transpose(turned).reshape(len(seen), -1), down)
+        inside = filtered.reshape(len(rows), 3, len(columns)).transpose(1, 0, 2)
+    if inside.shape[1:] == crop:
         return inside
-    padded = np.zeros((*crop, 3), np.uint8)
+    padded = np.zeros((3, *crop), np.uint8)
     y0, x0 = rows.start - offset[0], columns.start - offset[1]
-    padded[y0 : y0 + len(rows), x0 : x0 + len(columns)] = inside
+    padded[:, y0 : y0 + len(rows), x0 : x0 + len(columns)] = inside
     return padded
 
 
@@ -169,25 +174,25 @@ class _Taps:
 
 
 @dataclass(frozen=True)
-class _Products:
-    """A resize as products of small matrices, a few outputs in each: more would multiply too many zeros.
+class _Windows:
+    """A resize as products of small matrices: a window slides over the inputs, and gives a few outputs each.
 
     Parameters
     ----------
     seen
         The part of the picture's side that counts.
-    inputs
-        Of each product the inputs in that part, [products, inputs].
+    step
+        From one window to the next, in inputs.
     weights
-        [products, outputs, inputs].
+        [windows, outputs, inputs], 0 for outputs that there are not.
     outputs
-        How many there are in all; the last product may have more.
+        Where each output of the resize is among those of all windows.
     """
 
     seen: slice
-    inputs: NDArray[np.intp]
+    step: int
     weights: NDArray[np.float32]
-    outputs: int
+    outputs: NDArray[np.intp]
 
 
 def _taps(length: int, scale: float, outputs: range, kernel: _Kernel) -> _Taps:
@@ -200,35 +205,40 @@ def _taps(length: int, scale: float, outputs: range, kernel: _Kernel) -> _Taps:
     return _Taps(first, (weights / weights.sum(axis=1, keepdims=True)).astype(np.float32))
 
 
-def _filter_rows(image: NDArray[np.uint8], products: _Products) -> NDArray[np.uint8]:
-    """Return [outputs, ...]: for each output, the weighted sum of the rows of a picture, rounded."""
-    rows = image.reshape(len(image), -1)
-    weights = products.weights
-    filtered = np.empty((products.outputs, rows.shape[1]), np.uint8)
+def _filter_rows(rows: NDArray[np.uint8], windows: _Windows) -> NDArray[np.uint8]:
+    """Return for each output the weighted sum of the rows [inputs, columns] that count, rounded."""
+    weights = windows.weights
+    overshoots = weights.min() < 0
+    inputs = windows.step * (len(weights) - 1) + weights.shape[2]
+    rows = rows[:inputs]
+    filtered = np.empty((len(windows.outputs), rows.shape[1]), np.uint8)
     columns = max(1, min(_AT_ONCE // weights.size, SMALL_PRODUCT // weights[0].size))
     for left in range(0, rows.shape[1], columns):
-        levels = weights @ rows[products.inputs, left : left + columns].astype(np.float32)
-        levels += 0.5
-        np.clip(levels, 0, 255, out=levels)
-        filtered[:, left : left + columns] = levels.reshape(-1, levels.shape[2])[: len(filtered)]
-    return filtered.reshape(-1, *image.shape[1:])
+        part = rows[:, left : left + columns]
+        levels = np.empty((inputs, part.shape[1]), np.float32)
+        levels[: len(part)], levels[len(part) :] = part, 0  # what lies beyond has no weight
+        seen = sliding_window_view(levels, weights.shape[2], axis=0)[:: windows.step]
+        sums = weights @ seen.swapaxes(1, 2)
+        sums += 0.5
+        if overshoots:
+            np.clip(sums, 0, 255, out=sums)
+        rounded = sums.astype(np.uint8).reshape(-1, part.shape[1])
+        np.take(rounded, windows.outputs, axis=0, out=filtered[:, left : left + columns], mode="clip")
+    return filtered
 
 
 @lru_cache(maxsize=16)  # the pictures of a stream have few sizes
-def _products(length: int, scale: float, outputs_of: range, interpolation: str) -> _Products:
-    """Return the products that compute some outputs of a resize of `length` pixels, `scale` to an output."""
-    taps = _taps(length, scale, outputs_of, _KERNELS[interpolation])
-    outputs = max(1, _OUTPUTS // taps.weights.shape[1])
-    padding = -len(taps.first) % outputs
-    first = np.pad(taps.first, (0, padding), "edge").reshape(-1, outputs)
-    taps_of = np.pad(taps.weights, ((0, padding), (0, 0))).reshape(*first.shape, -1)
-    columns = (first - first[:, :1])[..., None] + np.arange(taps.weights.shape[1])
-    weights = np.zeros((*first.shape, columns.max() + 1), np.float32)
-    np.put_along_axis(weights, columns, taps_of, axis=2)
-    seen = slice(int(taps.first[0]), min(length, int(taps.first[-1]) + taps.weights.shape[1]))
-    inputs = first[:, :1] + np.arange(weights.shape[2])
-    inputs = np.minimum(inputs, seen.stop - 1) - seen.start  # what lies beyond has no weight
-    return _Products(seen, inputs, weights, len(taps.first))
+def _windows(length: int, scale: float, outputs: range, interpolation: str) -> _Windows:
+    """Return the windows that compute some outputs of a resize of `length` pixels, `scale` to an output."""
+    taps = _taps(length, scale, outputs, _KERNELS[interpolation])
+    reach = taps.weights.shape[1]
+    seen = slice(int(taps.first[0]), min(length, int(taps.first[-1]) + reach))
+    step = max(1, int(_OUTPUTS * scale))
+    window, start = np.divmod(taps.first - seen.start, step)
+    place = np.arange(len(window)) - np.searchsorted(window, window)  # of an output in its window
+    weights = np.zeros((window[-1] + 1, place.max() + 1, step - 1 + reach), np.float32)
+    weights[window[:, None], place[:, None], start[:, None] + np.arange(reach)] = taps.weights
+    return _Windows(seen, step, weights, window * weights.shape[1] + place)
 
 
 def _transpose(image: NDArray[np.uint8]) -> NDArray[np.uint8]:

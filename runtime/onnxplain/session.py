@@ -31,6 +31,9 @@ Device = Literal["auto", "cpu", "cuda"]
 Provider = str | tuple[str, Mapping[str, Any]]
 """The name of an onnxruntime execution provider, alone or with its options."""
 
+IMAGE_GRADIENTS, GUIDED_GRADIENTS = IMAGE_OUTPUTS = ("image_gradients", "guided_image_gradients")
+"""The outputs that a file may have beside those of the manifest: the gradients of the image itself."""
+
 _Promise = tuple[str, tuple[int | None, ...]]
 """A tensor's type and shape; None where any length will do."""
 
@@ -42,8 +45,12 @@ def create_session(
     device: Device,
     providers: Sequence[Provider] | None,
     threads: int | None = None,
+    *,
+    spin: bool = True,
 ) -> InferenceSession:
     """Load a model file, or the bytes of one; a run takes `threads` of the CPU's, one a core by default.
+
+    Idle, its threads `spin` for a while. They find the next task sooner so, and keep cores from other work.
 
     Warns
     -----
@@ -66,6 +73,8 @@ def create_session(
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3  # errors only: its warnings are about its own optimisations
     options.intra_op_num_threads = threads or 0
+    if not spin:
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     source = model if isinstance(model, bytes) else os.fspath(model)
 
     def load(providers: list[Any]) -> InferenceSession:
@@ -248,6 +257,9 @@ def _check_tensors(session: InferenceSession, manifest: Manifest) -> None:
         }
         if manifest.heatmap is not None:
             outputs[manifest.cam(layer)] = ("tensor(float)", (None, None, layer.height, layer.width))
+    present = {output.name for output in session.get_outputs()}
+    of_image: _Promise = ("tensor(float)", (None, None, spec.channels, spec.height, spec.width))
+    outputs |= {name: of_image for name in IMAGE_OUTPUTS if name in present and not manifest.pixels}
     _compare("input", session.get_inputs(), inputs)
     _compare("output", session.get_outputs(), outputs)
     extra = {tensor.name for tensor in session.get_inputs()} - inputs.keys()

@@ -40,6 +40,7 @@ CASES = [
     ),
     row("LayerNormalization", "last axis", x(B, 3, 6), weights(6), weights(6)),
     row("LayerNormalization", "no bias, epsilon", x(B, 6), weights(6), epsilon=0.5),
+    row("LayerNormalization", "a scale for each place", x(B, 4, 3), weights(4, 3)),
     row("LayerNormalization", "axis 1", x(B, 3, 4), weights(3, 4), weights(3, 4), axis=1),
     row("LayerNormalization", "axis -3", x(B, 3, 2, 4), weights(3, 2, 4), axis=-3),
     row("LayerNormalization", "scale and bias computed", x(B, 3, 6), x(6), x(6)),

@@ -63,9 +63,11 @@ def part_read(op: Op, node: ir.Node, wrt: int, gradient: ir.Value) -> Part | Non
     if found is None or length is None:
         return None
     axis, first, size = found
-    start = first % length
     # More is better left whole: the values that meet it would be copied for little.
-    if not 0 < size <= length // 2 or start + size > length:
+    if not 0 < size <= length // 2:
+        return None
+    start = first % length
+    if start + size > length:
         return None
     if rank(node.outputs[0]) < rank(x):
         gradient = op.Unsqueeze(gradient, [axis + 1])
@@ -131,7 +133,7 @@ def part_of_node(op: Op, node: ir.Node, part: Part) -> PartNode | None:
     if node.op_type not in INPUT_AXES:
         return None
     axes = INPUT_AXES[node.op_type](node, part.axis)
-    if axes is None:
+    if axes is None or not _are_as_long(node, axes, part):
         return None
 
     def cut(value: ir.Value, axis: int) -> ir.Value:
@@ -151,6 +153,15 @@ def part_of_node(op: Op, node: ir.Node, part: Part) -> PartNode | None:
     assert copy is not None
     copy.metadata_props.update(node.metadata_props)
     return PartNode(copy, part, axes, node.inputs)
+
+
+def _are_as_long(node: ir.Node, axes: InputAxes, part: Part) -> bool:
+    """Say whether the inputs' axes are known to be as long as the output's."""
+    length = static_dim(part.whole, part.axis)
+    return all(
+        axis is None or (value is not None and static_dim(value, axis) == length)
+        for value, axis in zip(node.inputs, axes, strict=True)
+    )
 
 
 def _described(part: ir.Value, whole: ir.Value, axis: int, size: int) -> ir.Value:
@@ -198,8 +209,11 @@ def _gemm(node: ir.Node, axis: int) -> InputAxes | None:
 
 def _normalised_behind(node: ir.Node, axis: int) -> InputAxes | None:
     """Of a LayerNormalization over the last axes, every place before them."""
-    x = operand(node, 0)
-    return [axis, *[None] * (len(node.inputs) - 1)] if axis < _axis(node, x) else None
+    if axis >= _axis(node, operand(node, 0)):
+        return None
+    # Scale and bias may differ from place to place.
+    others = _broadcast(node, axis, node.inputs[1:])
+    return None if others is None or any(own is not None for own in others) else [axis, *others]
 
 
 def _softmax(node: ir.Node, axis: int) -> InputAxes | None:

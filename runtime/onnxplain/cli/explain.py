@@ -2,31 +2,32 @@
 
 from __future__ import annotations
 
-import json
+import os
 import re
 import sys
-from collections.abc import Sequence
-from contextlib import closing
+from contextlib import closing, nullcontext
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
 from onnxplain.cli._device import device_option
-from onnxplain.cli._methods import METHOD_NAMES
-from onnxplain.cli._pictures import Picture, find_pictures, overlay_name
+from onnxplain.cli._explained import CLEAR_LINE, Asked, Explained, explain_picture
+from onnxplain.cli._methods import METHOD_NAMES, ONE_RUN
+from onnxplain.cli._pictures import find_pictures
+from onnxplain.cli._record import RECORD, record, summary
+from onnxplain.cli._report import PAGE, image_store, write_report
 from onnxplain.cli._size import read_size
-from onnxplain.cli._text import printable, table
+from onnxplain.cli._text import printable
 from onnxplain.errors import ImageError
+from onnxplain.extras import require
 from onnxplain.files import write_atomically
 
 if TYPE_CHECKING:
-    from onnxplain import Explainer, Explanation
+    from onnxplain import Explainer
     from onnxplain.overlay import Colormap
     from onnxplain.session import Device
-
-RECORD = "explanations.jsonl"
-_CLEAR_LINE = "\r\x1b[K"
 
 
 @click.command("explain", short_help="Show where a network looked, in pictures or folders of them.")
@@ -45,9 +46,25 @@ _CLEAR_LINE = "\r\x1b[K"
 @click.option(
     "--method",
     type=click.Choice(METHOD_NAMES),
-    default="gradcam",
+    multiple=True,
+    default=("gradcam",),
     show_default=True,
-    help="How the map is made; cam where the network ends in one linear layer on averaged maps.",
+    help="How the map is made; cam where the network ends in one linear layer on averaged maps. Repeatable: "
+    "then each class has a map by each method.",
+)
+@click.option("--layer", metavar="L", show_default="all that the file has", help="The target layer.")
+@click.option(
+    "--eigen-smooth",
+    is_flag=True,
+    help="Take the first principal component over a layer's channels, not their sum: less noise.",
+)
+@click.option(
+    "--aug-smooth",
+    is_flag=True,
+    help="Take the mean over the picture mirrored, brighter and darker: six runs.",
+)
+@click.option(
+    "--common-scale", is_flag=True, help="Let colours mean the same for all classes of a picture and method."
 )
 @click.option(
     "-o",
@@ -80,17 +97,27 @@ _CLEAR_LINE = "\r\x1b[K"
     show_default=True,
     help="Without overlays, the record alone is written, and large JPEGs are decoded at a reduced scale.",
 )
+@click.option(
+    "--report",
+    is_flag=True,
+    help=f"Write {PAGE} too, a page to look through the pictures with. It takes the extra `report`.",
+)
 def command(
     model: Path,
     paths: tuple[Path, ...],
     top: int | None,
     classes: tuple[str, ...],
-    method: str,
+    method: tuple[str, ...],
+    layer: str | None,
+    eigen_smooth: bool,
+    aug_smooth: bool,
+    common_scale: bool,
     output: Path,
     size: tuple[int, int] | None,
     device: Device,
     colormap: Colormap,
     overlays: bool,
+    report: bool,
 ) -> None:
     """Explain what the explainer MODEL answers to the pictures at each PATH.
 
@@ -98,120 +125,95 @@ def command(
     extension. A picture that can't be read is reported and left out; the exit code is then 1.
 
     Into the output folder go an overlay for each picture and class, PICTURE.INDEX-LABEL.png, in folders as
-    the pictures were, and explanations.jsonl, one JSON object for each picture.
+    the pictures were, and explanations.jsonl, one JSON object for each picture. With several methods an
+    overlay is PICTURE.INDEX-LABEL.METHOD.png.
 
     Several pictures are explained at once, one a core.
     """
     if top and classes:
         raise click.UsageError("--top and --class don't go together.", click.get_current_context())
-    from onnxplain import Explainer
-    from onnxplain.pipeline import in_order
-
+    if report:
+        require("report")
     pictures = find_pictures(paths, output)
     # Runs of one thread each, side by side, explain more pictures than runs of all cores, one by one.
-    explainer = Explainer(model, device=device, size=size, threads=1 if len(pictures) > 1 else None)
+    # One run of the network isn't worth threads that wait for the next, spinning.
+    is_one_run = len(pictures) == 1 and not aug_smooth and set(method) <= set(ONE_RUN)
+    threads = 1 if len(pictures) > 1 else None
+    explainer = _load(model, device, size, threads, spin=not is_one_run)
+    from onnxplain.pipeline import in_order
+
     targets = [_target(text) for text in classes] or None
-    top = None if targets else top or 1
-    rows: list[list[str]] = []
+    methods = tuple(dict.fromkeys(method))
+    maps = len(methods) * len(targets or range(top or 1))
+    asked = Asked(
+        methods,
+        targets,
+        None if targets else top or 1,
+        {
+            "layer": layer,
+            "eigen_smooth": eigen_smooth,
+            "aug_smooth": aug_smooth,
+            "common_scale": common_scale,
+        },
+        colormap,
+        output if overlays else None,
+        image_store(output, len(pictures), maps) if report else None,
+    )
+    asked.check(explainer)
+    on_terminal, several = sys.stderr.isatty(), len(pictures) > 1
+    done: list[Explained] = []
     records: list[str] = []
-    show_progress = len(pictures) > 1 and sys.stderr.isatty()
-
-    def explain(picture: Picture) -> tuple[str, list[list[str]]]:
-        """Write a picture's overlays; return its record and its rows of the table."""
-        found = _explain(explainer, picture, targets, top, method, reduced=not overlays)
-        saved = [_save(one, picture, output, colormap) if overlays else None for one in found]
-        return json.dumps(_record(model, picture, found, saved), allow_nan=False), [
-            [
-                str(picture.path),
-                _class(one),
-                _percent(one.probability),
-                *([str(output / path)] if path else []),
-            ]
-            for one, path in zip(found, saved, strict=True)
-        ]
-
+    problems: list[str] = []
+    explain = partial(explain_picture, explainer, asked, progress=on_terminal and not several)
     try:
         with (
             closing(in_order(explain, pictures)) as calls,
-            click.progressbar(
-                calls, len(pictures), "Explaining", file=sys.stderr, hidden=not show_progress
-            ) as bar,
+            click.progressbar(calls, len(pictures), "Explaining", file=sys.stderr)
+            if on_terminal and several
+            else nullcontext(calls) as bar,  # click imports what draws bars when it makes one
         ):
             for call in bar:
                 try:
-                    record, lines = call.result()
+                    one = call.result()
                 except ImageError as error:
-                    click.echo(f"{_CLEAR_LINE * show_progress}Error: {printable(str(error))}", err=True)
+                    problems.append(str(error))
+                    click.echo(f"{CLEAR_LINE * on_terminal}Error: {printable(problems[-1])}", err=True)
                     continue
-                records.append(record)
-                rows += lines
+                records.append(record(model, one, asked))
+                done.append(one)
     finally:  # what was done before an interruption is on record too
-        if records:
+        if done:
             output.mkdir(parents=True, exist_ok=True)
-            write_atomically(output / RECORD, "".join(f"{record}\n" for record in records).encode())
-    if rows:
-        headers = ["PICTURE", "CLASS", "PROBABILITY", *(["OVERLAY"] if overlays else [])]
-        click.echo(table(headers, rows, right=[2]))
+            write_atomically(output / RECORD, "".join(f"{line}\n" for line in records).encode())
+            if report:
+                write_report(output, model, done, asked, problems, len(pictures))
+    if done:
+        click.echo(summary(done, asked))
         click.echo(f"\nThe record: {printable(str(output / RECORD))}")
-    if len(records) < len(pictures):
+        if report:
+            click.echo(f"The report: {printable(str(output / PAGE))}")
+    if problems:
         click.get_current_context().exit(1)
+
+
+def _load(
+    model: Path, device: Device, size: tuple[int, int] | None, threads: int | None, spin: bool
+) -> Explainer:
+    """Load an explainer; OpenCV and most of the library are imported while onnxruntime reads the file."""
+    # numpy's threads spin as it is imported; the products here are too small for them.
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+    from concurrent.futures import ThreadPoolExecutor
+
+    from onnxplain.session import create_session, read_manifest
+
+    with ThreadPoolExecutor(1) as pool:
+        loading = pool.submit(create_session, model, device, None, threads, spin=spin)
+        from onnxplain import Explainer
+    session = loading.result()
+    read_manifest(session, str(model))  # its errors name the file
+    return Explainer(session=session, size=size)
 
 
 def _target(text: str) -> int | str:
     """Read a class as a user types it: a whole number is an index or a rank, anything else a label."""
     return int(text) if re.fullmatch(r"[+-]?\d+", text) else text
-
-
-def _explain(
-    explainer: Explainer,
-    picture: Picture,
-    targets: Sequence[int | str] | None,
-    top: int | None,
-    method: str,
-    reduced: bool,
-) -> list[Explanation]:
-    """Explain a picture's classes in one forward pass, each once: two targets may be the same class."""
-    explanations = explainer.explain_classes(picture.path, targets, top=top, method=method, reduced=reduced)
-    return list({explanation.index: explanation for explanation in explanations}.values())
-
-
-def _save(explanation: Explanation, picture: Picture, output: Path, colormap: Colormap) -> Path:
-    """Write an overlay; return its path relative to the output folder."""
-    overlay = overlay_name(picture.stem, explanation.index, explanation.label)
-    (output / overlay).parent.mkdir(parents=True, exist_ok=True)
-    explanation.save(output / overlay, colormap)
-    return overlay
-
-
-def _record(
-    model: Path, picture: Picture, explanations: Sequence[Explanation], overlays: Sequence[Path | None]
-) -> dict[str, Any]:
-    """Return what is recorded of a picture; boxes are (x0, y0, x1, y1) in its pixels, the largest first."""
-    return {
-        "path": str(picture.path),
-        "model": str(model),
-        "method": explanations[0].method,
-        "layer": explanations[0].layer,
-        "classes": [
-            {
-                "index": one.index,
-                "label": one.label,
-                "logit": one.logit,
-                "probability": one.probability,
-                "boxes": one.boxes(),
-                "overlay": overlay and overlay.as_posix(),
-            }
-            for one, overlay in zip(explanations, overlays, strict=True)
-        ],
-    }
-
-
-def _class(explanation: Explanation) -> str:
-    label = explanation.label
-    return (
-        str(explanation.index) if label in (None, str(explanation.index)) else f"{explanation.index} {label}"
-    )
-
-
-def _percent(probability: float | None) -> str:
-    return "-" if probability is None else f"{probability:.1%}"

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from onnxplain.cli._methods import METHOD_NAMES
+from onnxplain.cli._methods import IN_THE_GRAPH
 from onnxplain.cli._source import load, read_text, source_arguments
 from onnxplain.cli._text import facts, file_size, folding, printable
 from onnxplain.cli.verify import verification_facts
@@ -67,7 +67,7 @@ if TYPE_CHECKING:
 )
 @click.option(
     "--heatmap",
-    type=click.Choice(METHOD_NAMES),
+    type=click.Choice(IN_THE_GRAPH),
     help="Add the outputs cam and heatmap: a method's maps, and these as large as the image.",
 )
 @click.option(

@@ -1,0 +1,149 @@
+"""What `explain` does with one picture, and what it keeps of it."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from onnxplain.cli._pictures import Picture, overlay_name
+
+if TYPE_CHECKING:
+    from onnxplain import Explainer, Explanation
+    from onnxplain.boxes import Box
+    from onnxplain.images import Image
+    from onnxplain.overlay import Colormap
+
+CLEAR_LINE = "\r\x1b[K"
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What is asked of each picture: which classes, by which methods, and how it is drawn."""
+
+    methods: Sequence[str]
+    targets: Sequence[int | str] | None
+    top: int | None
+    options: dict[str, Any]
+    """More that `Explainer.explain_classes` takes."""
+    colormap: Colormap
+    overlays: Path | None
+    """The folder that they go to; without one there are none."""
+    thumbnails: Callable[[bytes], str] | None = None
+    """Stores a small picture for the report, and returns where it is."""
+
+    def check(self, explainer: Explainer) -> None:
+        """Check, before anything is written, that the file can be explained so.
+
+        Raises
+        ------
+        MethodError
+            It can't.
+        """
+        for method in self.methods:  # of no class: then nothing is read or run
+            explainer.explain_classes(b"", [], method=method, **self.options)
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What is kept of an explanation: its picture and its maps are large, and let go."""
+
+    index: int
+    label: str | None
+    logit: float
+    probability: float | None
+    method: str
+    layer: str
+    boxes: list[Box]
+    overlay: Path | None
+    heat: str | None
+
+    @property
+    def name(self) -> str:
+        """The class, as the table names it."""
+        known = self.label in (None, str(self.index))
+        return str(self.index) if known else f"{self.index} {self.label}"
+
+    @property
+    def percentage(self) -> str:
+        """Its probability, as the table has it."""
+        return "-" if self.probability is None else f"{self.probability:.1%}"
+
+
+@dataclass
+class Explained:
+    """A picture that is done: its height and width, its thumbnail, and its findings, method by method."""
+
+    path: Path
+    size: tuple[int, int] = (0, 0)
+    thumbnail: str | None = None
+    findings: list[Finding] = field(default_factory=list)
+
+
+def explain_picture(explainer: Explainer, asked: Asked, picture: Picture, *, progress: bool) -> Explained:
+    """Explain a picture's classes by each method, and write its overlays.
+
+    Of two explanations of a class, one is left out: two targets may be the same class. A method's maps are
+    let go before those of the next are made.
+    """
+    from onnxplain.report_images import thumbnail
+
+    done = Explained(picture.path)
+    image: Image = picture.path
+    targets, top = asked.targets, asked.top
+    for method in asked.methods:
+        options = dict(asked.options)
+        if progress:
+            options["progress"] = _progress_of(method)
+        found = explainer.explain_classes(
+            image, targets, top=top, method=method, reduced=not asked.overlays, **options
+        )
+        found = list({one.index: one for one in found}.values())
+        if not done.findings:
+            done.size = found[0].picture.size
+            targets, top = [one.index for one in found], None
+            if asked.thumbnails:
+                done.thumbnail = asked.thumbnails(thumbnail(found[0].picture))
+            if asked.overlays and len(asked.methods) > 1:
+                image = found[0].image  # decoded once
+        while found:
+            done.findings.append(_keep(found.pop(0), picture, asked))
+    return done
+
+
+def _keep(one: Explanation, picture: Picture, asked: Asked) -> Finding:
+    from onnxplain.report_images import coloured_heat
+
+    return Finding(
+        one.index,
+        one.label,
+        one.logit,
+        one.probability,
+        one.method,
+        one.layer,
+        one.boxes(),
+        _save(one, picture, asked, asked.overlays) if asked.overlays else None,
+        asked.thumbnails(coloured_heat(one, asked.colormap)) if asked.thumbnails else None,
+    )
+
+
+def _save(one: Explanation, picture: Picture, asked: Asked, folder: Path) -> Path:
+    """Write an overlay; return its path relative to its folder. Among several methods, its own is named."""
+    overlay = overlay_name(picture.stem, one.index, one.label)
+    if len(asked.methods) > 1:
+        overlay = overlay.with_name(f"{overlay.stem}.{one.method}.png")
+    (folder / overlay).parent.mkdir(parents=True, exist_ok=True)
+    one.save(folder / overlay, asked.colormap)
+    return overlay
+
+
+def _progress_of(method: str) -> Callable[[int, int], None]:
+    def show(done: int, total: int) -> None:
+        line = f"{CLEAR_LINE}{method}: {done} of {total} predictions" if done < total else CLEAR_LINE
+        click.echo(line, file=sys.stderr, nl=False)
+
+    return show

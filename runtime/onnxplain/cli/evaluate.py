@@ -1,0 +1,255 @@
+"""`onnxplain evaluate MODEL.onnx PATH... --methods M...`: which method to trust on a model."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from onnxplain.cli._device import device_option
+from onnxplain.cli._methods import METHOD_NAMES
+from onnxplain.cli._pictures import find_pictures
+from onnxplain.cli._text import printable, table
+from onnxplain.extras import require
+from onnxplain.metrics import CONTROL, METRICS
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from onnxplain import Explainer
+    from onnxplain.evaluation import Case, Estimate, Evaluator, Outcome, Plan, Summary
+    from onnxplain.session import Device
+
+_CLEAR_LINE = "\r\x1b[K"
+_LISTS = ("--methods", "--metrics")
+_METHODS = ("gradcam", "gradcam++", "hirescam", "layercam", "eigencam")
+
+
+class _Lists(click.Command):
+    """A command whose options of several values take them as `--methods A B C` too."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        spread: list[str] = []
+        option = None
+        for number, arg in enumerate(args):
+            if arg == "--":
+                spread += args[number:]
+                break
+            if arg.startswith("-"):
+                option = arg.partition("=")[0]
+                option = option if option in _LISTS else None
+                if option == arg and number + 1 < len(args) and not args[number + 1].startswith("-"):
+                    continue  # it comes again with each of its values
+            elif option:
+                spread.append(option)
+            spread.append(arg)
+        return super().parse_args(ctx, spread)
+
+
+@click.command("evaluate", cls=_Lists, short_help="Measure which method to trust on a model.")
+@click.argument("model", type=click.Path(path_type=Path))
+@click.argument("paths", metavar="PATH...", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.option(
+    "--methods",
+    multiple=True,
+    type=click.Choice([*METHOD_NAMES, CONTROL]),
+    metavar="M...",
+    show_default=" ".join(_METHODS),
+    help="The methods, after the pictures: --methods gradcam layercam. Maps of noise, the control, are "
+    "always measured too.",
+)
+@click.option(
+    "--metrics",
+    multiple=True,
+    type=click.Choice(list(METRICS)),
+    metavar="M...",
+    show_default="all, those of boxes where there are boxes",
+    help=f"Of {', '.join(METRICS)}.",
+)
+@click.option(
+    "--boxes",
+    metavar="FILE",
+    type=click.Path(path_type=Path),
+    help="Where things are in the pictures: CSV with the columns file, x0, y0, x1, y1 and, if you like, "
+    "class; or COCO's .json.",
+)
+@click.option(
+    "-o",
+    "--output",
+    metavar="DIR",
+    type=click.Path(file_okay=False, path_type=Path),
+    default="evaluation",
+    show_default=True,
+    help="Folder for the table, the plot, and the journal that an interrupted call goes on from.",
+)
+@click.option("--layer", metavar="L", show_default="all together", help="One of the file's target layers.")
+@click.option(
+    "--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Of all that is random."
+)
+@device_option
+@click.option(
+    "--sanity",
+    metavar="SOURCE",
+    help="The network that MODEL was exported from, as `export` takes it: see whether maps change when its "
+    "layers are randomised. Needs PyTorch.",
+)
+@click.option(
+    "--checkpoint",
+    metavar="FILE",
+    type=click.Path(path_type=Path),
+    help="The weights of the network of --sanity.",
+)
+def command(
+    model: Path,
+    paths: tuple[Path, ...],
+    methods: tuple[str, ...],
+    metrics: tuple[str, ...],
+    boxes: Path | None,
+    output: Path,
+    layer: str | None,
+    seed: int,
+    device: Device,
+    sanity: str | None,
+    checkpoint: Path | None,
+) -> None:
+    """Measure how well maps of the explainer MODEL show what it uses, on the pictures at each PATH.
+
+    A PATH is a picture or a folder, as `explain` takes it. Each method's maps are measured on each picture,
+    and compared with maps of noise that are as coarse. Into the output folder go evaluation.csv, a row for
+    each picture, method and metric, and evaluation.png.
+
+    What is measured is written down at once: the same call goes on where an earlier one was interrupted. A
+    picture that can't be read is reported and left out; the exit code is then 1.
+    """
+    metrics = _metrics(metrics, boxes)
+    if checkpoint and not sanity:
+        raise click.UsageError("--checkpoint goes with --sanity.", click.get_current_context())
+    require("evaluate")
+    network = _network(sanity, checkpoint) if sanity else None
+    from onnxplain import Explainer
+    from onnxplain.evaluation import Evaluator, Plan, summarise
+    from onnxplain.evaluation_files import PLOT, TABLE, write_plot, write_table
+    from onnxplain.images import read_file
+
+    chosen = dict.fromkeys(methods or _METHODS)
+    plan = Plan(tuple(name for name in chosen if name != CONTROL), metrics, layer, seed)
+    cases = _cases(paths, output, boxes)
+    # Runs of one thread each, side by side, as many as there are cores.
+    explainer = Explainer(model, device=device, threads=1 if len(cases) > 1 else None)
+    evaluator = Evaluator(explainer, read_file(model), plan)
+    evaluator.check_classes(cases)
+    output.mkdir(parents=True, exist_ok=True)
+    outcomes = _run(evaluator, cases, plan, output)
+    if outcomes:
+        summaries = summarise(outcomes, plan)
+        write_table(output, cases, outcomes)
+        write_plot(output, summaries)
+        click.echo(_report(summaries))
+        written = [printable(str(output / name)) for name in (TABLE, PLOT)]
+        click.echo(f"\nPicture by picture: {written[0]}; as a plot: {written[1]}")
+        if network:
+            click.echo(f"\n{_check_sanity(explainer, network, cases, outcomes, plan, output)}")
+    if len(outcomes) < len(cases):
+        click.get_current_context().exit(1)
+
+
+def _metrics(metrics: Sequence[str], boxes: Path | None) -> tuple[str, ...]:
+    """Return the metrics to measure, those with boxes where there are some."""
+    if not metrics:
+        return tuple(name for name, metric in METRICS.items() if boxes or not metric.needs_boxes)
+    for name in metrics:
+        if METRICS[name].needs_boxes and not boxes:
+            raise click.UsageError(f"{name} needs --boxes.", click.get_current_context())
+    return tuple(dict.fromkeys(metrics))
+
+
+def _cases(paths: Sequence[Path], output: Path, boxes: Path | None) -> list[Case]:
+    from onnxplain.evaluation import Case
+    from onnxplain.localization import assign, read_boxes
+
+    pictures = [picture.path for picture in find_pictures(paths, output)]
+    found = assign(read_boxes(boxes), pictures) if boxes else {}
+    return [Case(path, tuple(found.get(number, ()))) for number, path in enumerate(pictures)]
+
+
+def _run(evaluator: Evaluator, cases: Sequence[Case], plan: Plan, output: Path) -> list[Outcome]:
+    """Measure the pictures that haven't been; return those that could be, in order."""
+    from onnxplain.evaluation_files import append_to_journal, read_journal
+
+    known = read_journal(output, plan)
+    outcomes = []
+    is_shown = sys.stderr.isatty()
+    with click.progressbar(
+        evaluator.run(cases, known), len(cases), "Evaluating", file=sys.stderr, hidden=not is_shown
+    ) as bar:
+        for outcome in bar:
+            if outcome.error is not None:
+                click.echo(f"{_CLEAR_LINE * is_shown}Error: {printable(outcome.error)}", err=True)
+                continue
+            if outcome.key not in known:
+                append_to_journal(output, cases[outcome.number], outcome)
+            outcomes.append(outcome)
+    return sorted(outcomes, key=lambda outcome: outcome.number)
+
+
+def _network(source: str, checkpoint: Path | None) -> nn.Module:
+    """Load the source of --sanity."""
+    if Path(source).suffix == ".onnx":
+        raise click.UsageError(
+            "--sanity takes a source in PyTorch: an .onnx file's layers can't be randomised.",
+            click.get_current_context(),
+        )
+    require("export")
+    from onnxplain_export import load_source
+
+    return load_source(source, checkpoint=checkpoint).model
+
+
+def _check_sanity(
+    explainer: Explainer,
+    network: nn.Module,
+    cases: Sequence[Case],
+    outcomes: Sequence[Outcome],
+    plan: Plan,
+    output: Path,
+) -> str:
+    """Compare maps with those of randomised networks; return the table, a column for each stage."""
+    from onnxplain.sanity import check_sanity, write_similarities
+
+    def say(step: str) -> None:
+        if sys.stderr.isatty():
+            click.echo(f"{_CLEAR_LINE}{step} ...", err=True, nl=False)
+
+    pictures = [cases[outcome.number].path for outcome in outcomes]
+    found = check_sanity(explainer, network, pictures, plan.methods, plan.layer, plan.seed, say)
+    say("")
+    write_similarities(output, found)
+    stages = list(dict.fromkeys((one.layers, one.of) for one in found))
+    rows = [
+        [method, *(f"{one.ranks:.2f}" for one in found if one.method == method)] for method in plan.methods
+    ]
+    headers = ["RANK CORRELATION, LAYERS RANDOMISED", *(f"{count} OF {total}" for count, total in stages)]
+    return table(headers, rows, right=range(1, len(headers)))
+
+
+def _report(summaries: Sequence[Summary]) -> str:
+    """Return a table for each metric, the best method first."""
+    tables = []
+    for metric in dict.fromkeys(one.metric for one in summaries):
+        rows = [one for one in summaries if one.metric == metric]
+        about = METRICS[metric]
+        title = f"{about.title.upper()} ({'MORE' if about.more_is_better else 'LESS'} IS BETTER)"
+        headers = [title, "MEAN", "95 %", "MINUS RANDOM", "95 %", f"{rows[0].pictures} PICTURES"]
+        cells = [[row.method, *_estimate(row.value), *_estimate(row.difference), row.verdict] for row in rows]
+        tables.append(table(headers, cells, right=[1, 3]))
+    return "\n\n".join(tables)
+
+
+def _estimate(estimate: Estimate | None) -> list[str]:
+    if estimate is None:
+        return ["", ""]
+    interval = "-" if estimate.low is None else f"{estimate.low:.3f} to {estimate.high:.3f}"
+    return [f"{estimate.mean:.3f}", interval]

@@ -1,0 +1,359 @@
+"""Which method to trust on a model: maps of many pictures, measured and compared with maps of noise."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from dataclasses import dataclass, replace
+from pathlib import Path
+from threading import Event
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from onnxplain import __version__
+from onnxplain.errors import BoxesError, ImageError, MethodError
+from onnxplain.explainer import Explainer
+from onnxplain.explanation import Explanation
+from onnxplain.faithfulness import Predict, confidence_drop, deletion, insertion, road
+from onnxplain.heatmap import heatmap
+from onnxplain.images import Picture, decode_image, read_file
+from onnxplain.localization import Annotation, Region, box_overlap, energy_in_boxes, pointing_game
+from onnxplain.metrics import CONTROL, METRICS
+from onnxplain.pipeline import cores
+from onnxplain.targets import resolve_target
+
+RESAMPLES = 2000
+
+Scores = Mapping[str, Mapping[str, float]]
+"""By method and metric."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is measured.
+
+    Parameters
+    ----------
+    methods
+        Names of methods; the control is measured too.
+    metrics
+        Keys of `onnxplain.metrics.METRICS`.
+    layer
+        One of the file's target layers; None for all of them together.
+    seed
+        Of the control's noise, and of ROAD's.
+    """
+
+    methods: tuple[str, ...]
+    metrics: tuple[str, ...]
+    layer: str | None = None
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Case:
+    """A picture to measure on, and the boxes in it."""
+
+    path: Path
+    annotations: tuple[Annotation, ...] = ()
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What was measured for one class of a picture."""
+
+    index: int
+    label: str | None
+    scores: Scores
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """A picture that was measured, or why it wasn't.
+
+    Parameters
+    ----------
+    number
+        Of the case.
+    key
+        Says of which file and settings these are the measurements.
+    """
+
+    number: int
+    key: str
+    classes: tuple[Measured, ...] = ()
+    error: str | None = None
+
+
+class Evaluator:
+    """Measures maps of an explainer by a plan.
+
+    Raises
+    ------
+    MethodError
+        The file can't be explained by one of the methods, lacks the layer, or prepares pictures itself.
+    """
+
+    def __init__(self, explainer: Explainer, model: bytes, plan: Plan) -> None:
+        self._explainer, self._network, self._plan = explainer, explainer._network, plan
+        if explainer.manifest.pixels:
+            raise MethodError(
+                "evaluating changes what the network takes, and this file prepares pictures itself; "
+                "export it without --pixels"
+            )
+        for method in plan.methods:
+            explainer._how(method, plan.layer, eigen_smooth=False, aug_smooth=False)
+        self._settings = {
+            "onnxplain": __version__,
+            "model": hashlib.sha256(model).hexdigest(),
+            "size": [self._network.input.height, self._network.input.width],
+            "methods": plan.methods,
+            "metrics": plan.metrics,
+            "layer": plan.layer,
+            "seed": plan.seed,
+        }
+
+    def check_classes(self, cases: Sequence[Case]) -> None:
+        """Check that the classes of the boxes exist.
+
+        Raises
+        ------
+        TargetError
+            One doesn't, or its label names more than one.
+        """
+        for label in {one.label for case in cases for one in case.annotations}:
+            self._resolve(label)
+
+    def run(self, cases: Sequence[Case], known: Mapping[str, Outcome]) -> Iterator[Outcome]:
+        """Measure pictures, one a core at a time; yield each as it is done.
+
+        Parameters
+        ----------
+        cases
+            The pictures.
+        known
+            What was measured before, by its key: it isn't again.
+        """
+        stopped = Event()
+        pool = ThreadPoolExecutor(cores(), thread_name_prefix="onnxplain")
+        calls = [
+            pool.submit(self._measure, number, case, known, stopped) for number, case in enumerate(cases)
+        ]
+        try:
+            for call in as_completed(calls):
+                yield call.result()
+        finally:  # an interruption doesn't wait until a picture is done
+            stopped.set()
+            pool.shutdown(cancel_futures=True)
+
+    def _measure(self, number: int, case: Case, known: Mapping[str, Outcome], stopped: Event) -> Outcome:
+        key = ""
+        try:
+            data = read_file(case.path)
+            digest = hashlib.sha256(data).hexdigest()
+            key = self._key(digest, case.annotations)
+            if key in known:
+                return replace(known[key], number=number)
+            image = decode_image(data, str(case.path))
+            # Of the picture's own bytes: neither its name nor its turn change its noise.
+            seed = [self._plan.seed, int(digest[:16], 16)]
+            classes = [
+                self._measure_class(image, target, regions, seed, stopped)
+                for target, regions in self._classes(case, image.shape).items()
+            ]
+            return Outcome(number, key, tuple(classes))
+        except (ImageError, BoxesError) as error:
+            return Outcome(number, key, error=str(error))
+
+    def _key(self, digest: str, annotations: Sequence[Annotation]) -> str:
+        settings = {**self._settings, "picture": digest, "boxes": [one[1:] for one in annotations]}
+        return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
+
+    def _classes(self, case: Case, shape: Sequence[int]) -> dict[int, list[Region]]:
+        """Return the boxes of each class that the boxes name: of the predicted one where they name none."""
+        found: dict[int, list[Region]] = {}
+        for _, region, label in case.annotations:
+            if region.x0 >= shape[1] or region.y0 >= shape[0] or region.x1 <= 0 or region.y1 <= 0:
+                raise BoxesError(
+                    f"{case.path} has {shape[1]} x {shape[0]} pixels, and a box is outside: {tuple(region)}"
+                )
+            found.setdefault(self._resolve(label), []).append(region)
+        return found or {-1: []}
+
+    def _resolve(self, label: str | int | None) -> int:
+        return resolve_target(label, self._explainer.manifest.labels, self._network.num_classes)
+
+    def _measure_class(
+        self,
+        image: NDArray[np.uint8],
+        target: int,
+        regions: Sequence[Region],
+        seed: list[int],
+        stopped: Event,
+    ) -> Measured:
+        tensor = self._network.prepare(Picture(image, image.shape[:2]))[0]
+        first = self._explainer.explain(image, target, layer=self._plan.layer)
+
+        def go_on(*_progress: int) -> None:
+            if stopped.is_set():
+                raise KeyboardInterrupt
+
+        def predict(images: NDArray[np.float32]) -> NDArray[Any]:
+            go_on()
+            logits = self._network.predict(images)
+            found = self._network.probabilities(logits)
+            return (logits if found is None else found)[:, first.index]
+
+        generator = np.random.default_rng(seed)
+        noise = tuple(generator.random(cam.shape, np.float32) for cam in first.cams)
+
+        def measured(one: Explanation) -> dict[str, float]:
+            return measure(one, tensor, predict, regions, self._plan.metrics, seed)
+
+        # One by one: what an explanation holds of a large picture is large too.
+        found = {CONTROL: measured(replace(first, method=CONTROL, cams=noise))}
+        for method in self._plan.methods:
+            go_on()
+            found[method] = measured(
+                self._explainer.explain(image, first.index, method, self._plan.layer, progress=go_on)
+            )
+        return Measured(first.index, first.label, found)
+
+
+def measure(
+    explanation: Explanation,
+    tensor: NDArray[np.float32],
+    predict: Predict,
+    regions: Sequence[Region],
+    metrics: Sequence[str],
+    seed: Sequence[int],
+) -> dict[str, float]:
+    """Return a map's metrics; those that need boxes only where there are some.
+
+    Parameters
+    ----------
+    explanation
+        The map.
+    tensor
+        The network's input, [channels, height, width].
+    predict
+        Returns probabilities of the explained class.
+    regions
+        The boxes.
+    metrics
+        Keys of `onnxplain.metrics.METRICS`.
+    seed
+        Of ROAD's noise, the same for all methods.
+    """
+    heat = heatmap(explanation.cams, (tensor.shape[1], tensor.shape[2]))
+    found: dict[str, float] = {}
+    for metric in metrics:
+        if metric == "road":
+            found[metric] = road(predict, tensor, heat, seed=seed)
+        elif metric == "insertion":
+            found[metric] = insertion(predict, tensor, heat)
+        elif metric == "deletion":
+            found[metric] = deletion(predict, tensor, heat)
+        elif metric in ("drop", "increase"):
+            found["drop"], found["increase"] = confidence_drop(predict, tensor, heat)
+        elif regions and metric == "pointing":
+            found[metric] = pointing_game(explanation.heatmap, regions)
+        elif regions and metric == "energy":
+            found[metric] = energy_in_boxes(explanation.heatmap, regions)
+        elif regions and metric == "iou":
+            found[metric] = box_overlap(explanation.boxes(0.2), regions)
+    return {metric: found[metric] for metric in metrics if metric in found}
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A mean over pictures, and its 95 % interval; None of a single picture."""
+
+    mean: float
+    low: float | None
+    high: float | None
+
+
+@dataclass(frozen=True)
+class Summary:
+    """How a method did by a metric.
+
+    Parameters
+    ----------
+    pictures
+        How many there are.
+    value
+        The mean over them.
+    difference
+        The mean of what it has more than the control, picture by picture; None for the control itself.
+    """
+
+    method: str
+    metric: str
+    pictures: int
+    value: Estimate
+    difference: Estimate | None
+
+    @property
+    def verdict(self) -> str:
+        """Whether the method is better than noise: where the difference's interval leaves 0 out."""
+        if self.difference is None:
+            return "the control"
+        low, high = self.difference.low, self.difference.high
+        if low is None or high is None or low <= 0 <= high:
+            return "no telling"
+        return "better" if (low > 0) == METRICS[self.metric].more_is_better else "worse"
+
+
+def summarise(outcomes: Sequence[Outcome], plan: Plan) -> list[Summary]:
+    """Return how each method did by each metric, the best first.
+
+    Of a picture of several classes the mean counts: what is drawn again is pictures.
+    """
+    found = []
+    for metric in plan.metrics:
+        control = _by_picture(outcomes, CONTROL, metric)
+        if not len(control):
+            continue
+        rows = []
+        for method in (CONTROL, *plan.methods):
+            values = _by_picture(outcomes, method, metric)
+            difference = None if method == CONTROL else bootstrap(values - control, plan.seed)
+            rows.append(Summary(method, metric, len(values), bootstrap(values, plan.seed), difference))
+        sign = -1 if METRICS[metric].more_is_better else 1
+        found += sorted(rows, key=lambda row: sign * row.value.mean)
+    return found
+
+
+def bootstrap(values: NDArray[np.float64], seed: int = 0, resamples: int = RESAMPLES) -> Estimate:
+    """Return the mean and its 95 % bootstrap interval: the middle of the means of resamples.
+
+    Parameters
+    ----------
+    values
+        One a picture.
+    seed
+        Of the resamples. They are the same for all methods of as many pictures.
+    resamples
+        How often as many pictures are drawn, with replacement.
+    """
+    mean = float(values.mean())
+    if len(values) < 2:
+        return Estimate(mean, None, None)
+    generator = np.random.default_rng(seed)
+    means = [values[generator.integers(len(values), size=len(values))].mean() for _ in range(resamples)]
+    low, high = np.quantile(means, [0.025, 0.975])
+    return Estimate(mean, float(low), float(high))
+
+
+def _by_picture(outcomes: Sequence[Outcome], method: str, metric: str) -> NDArray[np.float64]:
+    """Return a metric of each picture that has it, in the order of the outcomes."""
+    found = [
+        [one.scores[method][metric] for one in outcome.classes if metric in one.scores[method]]
+        for outcome in outcomes
+    ]
+    return np.array([np.mean(values) for values in found if values])

@@ -1,0 +1,122 @@
+"""What an evaluation leaves in its folder: the journal that it resumes from, a table and a plot."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from onnxplain.evaluation import Case, Measured, Outcome, Plan, Summary
+from onnxplain.files import write_atomically
+from onnxplain.metrics import CONTROL, METRICS
+
+JOURNAL, TABLE, PLOT = "evaluation.jsonl", "evaluation.csv", "evaluation.png"
+
+
+def read_journal(folder: Path, plan: Plan) -> dict[str, Outcome]:
+    """Return what was measured before, by its key.
+
+    A line that an interruption cut off, or that isn't ours, is left out: its picture is measured again.
+    """
+    try:
+        lines = (folder / JOURNAL).read_text(encoding="utf-8", errors="replace").splitlines()
+    except FileNotFoundError:
+        return {}
+    outcomes = [outcome for line in lines if (outcome := _read_line(line, plan))]
+    return {outcome.key: outcome for outcome in outcomes}
+
+
+def append_to_journal(folder: Path, case: Case, outcome: Outcome) -> None:
+    """Write down what was measured of a picture."""
+    classes = [{"index": one.index, "label": one.label, "scores": one.scores} for one in outcome.classes]
+    line = json.dumps({"picture": str(case.path), "key": outcome.key, "classes": classes}, allow_nan=False)
+    with (folder / JOURNAL).open("ab") as journal:
+        # The last line may have been cut off: this one must not go on where it ended.
+        journal.write(f"{'' if _ends_with_a_line(folder / JOURNAL) else chr(10)}{line}\n".encode())
+
+
+def write_table(folder: Path, cases: Sequence[Case], outcomes: Sequence[Outcome]) -> None:
+    """Write a row for each picture, class, method and metric."""
+    text = io.StringIO(newline="")
+    rows = csv.writer(text, lineterminator="\n")
+    rows.writerow(["picture", "class", "label", "method", "metric", "value"])
+    for outcome in outcomes:
+        for one in outcome.classes:
+            start = [str(cases[outcome.number].path), one.index, one.label or ""]
+            for method, values in one.scores.items():
+                rows.writerows([*start, method, metric, repr(value)] for metric, value in values.items())
+    write_atomically(folder / TABLE, text.getvalue().encode("utf-8", "backslashreplace"))
+
+
+def write_plot(folder: Path, summaries: Sequence[Summary]) -> None:
+    """Draw a panel for each metric: a method's mean and interval a line, the control's across all."""
+    from matplotlib.figure import Figure
+
+    metrics = list(dict.fromkeys(one.metric for one in summaries))
+    methods = len({one.method for one in summaries})
+    figure = Figure(figsize=(6.4, len(metrics) * (0.9 + 0.28 * methods)), layout="constrained")
+    panels = figure.subplots(len(metrics), 1, squeeze=False)[:, 0]
+    for panel, metric in zip(panels, metrics, strict=True):
+        # The best on top.
+        rows = [one for one in summaries if one.metric == metric][::-1]
+        for place, row in enumerate(rows):
+            low, high = _interval(row)
+            is_control = row.method == CONTROL
+            colour = "0.45" if is_control else "C0"
+            errors = [[row.value.mean - low], [high - row.value.mean]]
+            panel.errorbar(row.value.mean, place, xerr=errors, fmt="o", capsize=3, color=colour)
+            if is_control:
+                panel.axvspan(low, high, color="0.9", zorder=0)
+        panel.set_yticks(range(len(rows)), [row.method for row in rows])
+        panel.set_ylim(-0.6, len(rows) - 0.4)
+        better = "more" if METRICS[metric].more_is_better else "less"
+        panel.set_title(
+            f"{METRICS[metric].title} ({better} is better), {rows[0].pictures} pictures",
+            loc="left",
+            fontsize=10,
+        )
+        panel.grid(axis="x", alpha=0.3)
+    picture = io.BytesIO()
+    figure.savefig(picture, format="png", dpi=150)
+    write_atomically(folder / PLOT, picture.getvalue())
+
+
+def _interval(row: Summary) -> tuple[float, float]:
+    low, high = row.value.low, row.value.high
+    return (row.value.mean if low is None else low), (row.value.mean if high is None else high)
+
+
+def _read_line(line: str, plan: Plan) -> Outcome | None:
+    try:
+        found: Any = json.loads(line)
+        classes = tuple(
+            Measured(int(one["index"]), one["label"], _read_scores(one["scores"], plan))
+            for one in found["classes"]
+        )
+        return Outcome(-1, str(found["key"]), classes) if classes else None
+    except (ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError):
+        return None
+
+
+def _read_scores(scores: Any, plan: Plan) -> dict[str, dict[str, float]]:
+    read = {}
+    for method in (CONTROL, *plan.methods):
+        wanted = [
+            metric for metric in plan.metrics if metric in scores[method] or not METRICS[metric].needs_boxes
+        ]
+        read[method] = {metric: float(scores[method][metric]) for metric in wanted}
+        if not all(map(math.isfinite, read[method].values())):
+            raise ValueError
+    return read
+
+
+def _ends_with_a_line(path: Path) -> bool:
+    with path.open("rb") as file:
+        if file.seek(0, 2) == 0:
+            return True
+        file.seek(-1, 2)
+        return file.read(1) == b"\n"
