@@ -17,7 +17,9 @@ import torchvision
 from PIL import Image
 
 from onnxplain import Explainer, Layer, Manifest, Preprocessing
+from onnxplain.image_methods import IMAGE_METHODS
 from onnxplain.manifest import METADATA_KEY
+from onnxplain.maps import METHODS
 from onnxplain_models import explainer_file, samples
 from tiny_explainer import Network, tiny_manifest, tiny_model, two_layers
 
@@ -154,3 +156,9 @@ def test_the_command_line_has_the_readmes_commands() -> None:
 def test_the_table_of_operators_is_that_of_the_rules():
     program = runpy.run_path(str(ROOT / "docs" / "make_operators.py"))
     assert (ROOT / "docs" / "operators.md").read_text(encoding="utf-8") == program["page"]()
+
+
+def test_the_table_of_methods_has_them_all() -> None:
+    page = (ROOT / "docs" / "methods.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| `([^`]+)` \| [^|]+ \| [^|]+ \| [^|]+ \| ", page, flags=re.MULTILINE)
+    assert set(rows) == {*METHODS, *IMAGE_METHODS}
