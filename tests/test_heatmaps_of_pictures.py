@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,9 +15,9 @@ from torchvision.models import mobilenet_v2
 from onnxplain import Explainer
 from onnxplain.heatmap import heatmap
 from onnxplain.images import Image, read_image
-from onnxplain.maps import METHODS
 from onnxplain.preprocessing import preprocess
 from onnxplain_export import export
+from onnxplain_export.maps import METHODS
 from onnxplain_models import NETWORKS, PREPROCESSING, TARGET_LAYERS, samples
 from onnxplain_models.networks import load
 
@@ -29,6 +30,8 @@ def check(path: Path, pictures: Sequence[Image], method: str) -> None:
     """Compare a file's heatmaps with the runtime's, each computed in a run of its own."""
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
     explainer = Explainer(session=session)
+    # Else it would take the file's own maps.
+    explainer.manifest = replace(explainer.manifest, heatmap=None)
     spec = explainer.manifest.input
     batch = np.stack([preprocess(read_image(picture), spec)[0] for picture in pictures])
     classes = np.tile([[-1, -2]], (len(batch), 1))
@@ -36,7 +39,8 @@ def check(path: Path, pictures: Sequence[Image], method: str) -> None:
     for picture, both in zip(pictures, found, strict=True):
         for one, heat in zip(explainer.explain_classes(picture, top=2, method=method), both, strict=True):
             np.testing.assert_allclose(heat, heatmap(one.cams, heat.shape), rtol=0, atol=1e-4)
-            assert heat.max() == 1
+            # Nothing may speak against a class.
+            assert heat.max() == 1 or (method == "counterfactual" and not one.cam.any())
 
 
 @pytest.mark.parametrize("method", [name for name in METHODS if name != "cam"])

@@ -19,9 +19,9 @@ from torch import nn
 from onnxplain import Explainer, Preprocessing
 from onnxplain.errors import ModelError, SourceError, VerificationError
 from onnxplain.heatmap import heatmap
-from onnxplain.maps import METHODS
 from onnxplain.preprocessing import preprocess
 from onnxplain_export import export, verify
+from onnxplain_export.maps import METHODS
 from test_heatmap_outputs import network
 from test_verification import with_metadata
 
