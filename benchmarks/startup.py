@@ -19,7 +19,7 @@ import time
 from pathlib import Path
 
 import numpy as np
-from latency import measured_with, print_row
+from latency import PACKAGES, measured_with, print_row
 from networks import build, export_files
 
 NETWORK = "mobilenet_v2"
@@ -75,7 +75,7 @@ def main() -> None:
         for _ in range(options.rounds + 1):
             for what, command in commands.items():
                 times[what].append(seconds_of(command))
-    print(measured_with(os.cpu_count() or 1))
+    print(measured_with(os.cpu_count() or 1, PACKAGES))
     print_row(["from process start to", "s", "x minimal", "quartiles"])
     print_row(["---", "---:", "---:", "---:"])
     for what in commands:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 import sys
@@ -9,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
 
 from other_engines import PACKAGES
 from torchvision_operators import declare_torchvision_operators
@@ -17,6 +19,8 @@ sys.path.append(str(Path(__file__).parents[1] / "benchmarks"))
 from engine_runs import node_modules
 
 declare_torchvision_operators()
+if "PYTEST_XDIST_WORKER" in os.environ:  # there is one for each core
+    torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="session")

@@ -133,6 +133,7 @@ def test_deletion_and_insertion_are_those_of_torch(model, explainer, image, heat
 
 
 @pytest.mark.skipif(not PHOTOGRAPHS, reason="the photographs of ../shared are not here")
+@pytest.mark.slow
 def test_deletion_and_insertion_of_a_trained_network(tmp_path):
     network = mobilenet_v2()
     network.load_state_dict(torch.load(REALWORLD / "mobilenet_v2_imagenet.pth", weights_only=True))

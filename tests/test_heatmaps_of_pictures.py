@@ -43,7 +43,12 @@ def check(path: Path, pictures: Sequence[Image], method: str) -> None:
             assert heat.max() == 1 or (method == "counterfactual" and not one.cam.any())
 
 
-@pytest.mark.parametrize("method", [name for name in METHODS if name != "cam"])
+METHODS_OF_SCENES = [
+    pytest.param(name, marks=[] if name in USUAL else pytest.mark.slow) for name in METHODS if name != "cam"
+]
+
+
+@pytest.mark.parametrize("method", METHODS_OF_SCENES)
 @pytest.mark.parametrize("network", NETWORKS)
 def test_scenes(network: str, method: str, tmp_path: Path) -> None:
     path = tmp_path / "explainer.onnx"
@@ -55,9 +60,8 @@ def test_scenes(network: str, method: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(not PHOTOGRAPHS, reason="the photographs of ../shared are not here")
-@pytest.mark.parametrize(
-    "method", [pytest.param(name, marks=[] if name in USUAL else pytest.mark.slow) for name in METHODS]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("method", METHODS)
 def test_photographs(method: str, tmp_path: Path) -> None:
     network = mobilenet_v2()
     network.load_state_dict(torch.load(REALWORLD / "mobilenet_v2_imagenet.pth", weights_only=True))

@@ -56,6 +56,7 @@ def test_scenes(network: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(not PHOTOGRAPHS, reason="the photographs of ../shared are not here")
+@pytest.mark.slow
 def test_photographs(tmp_path: Path) -> None:
     network = mobilenet_v2()
     weights = PHOTOGRAPHS[0].parents[1] / "mobilenet_v2_imagenet.pth"

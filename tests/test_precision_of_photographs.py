@@ -32,7 +32,10 @@ PHOTOGRAPHS = sorted((REALWORLD / "images").glob("*.*"))
 sys.path.append(str(ROOT / "examples"))
 from quantize import quantize  # noqa: E402
 
-pytestmark = pytest.mark.skipif(not PHOTOGRAPHS, reason="the photographs of ../shared are not here")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(not PHOTOGRAPHS, reason="the photographs of ../shared are not here"),
+]
 
 EXAMPLE = torch.zeros(1, 3, 224, 224)
 # What `features.14` puts out, under its names in the files in float and in int8.

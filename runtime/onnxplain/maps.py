@@ -473,9 +473,7 @@ def check_method(method: str, heads: Mapping[str, str | None], *, eigen_smooth: 
         It doesn't, or isn't.
     """
     if method not in METHODS:
-        raise MethodError(
-            f"there is no method {method!r} of activations and gradients; there are {', '.join(METHODS)}"
-        )
+        raise MethodError(f"unknown method {method!r}; there are {', '.join(METHODS)}")
     if eigen_smooth and METHODS[method].is_eigen:
         raise MethodError(f"{method} is a principal component already; leave eigen_smooth out")
     for layer, head in heads.items():
