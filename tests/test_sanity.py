@@ -14,8 +14,8 @@ from torch import nn
 
 from cli_helpers import assert_one_line_error, run, write_picture
 from onnxplain import Explainer, SourceError
-from onnxplain.sanity import check_sanity, correlation, ranks
 from onnxplain_export import export
+from onnxplain_export.sanity import check_sanity, correlation, ranks
 
 NETWORK = """
 import torch

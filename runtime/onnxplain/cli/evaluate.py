@@ -217,7 +217,7 @@ def _check_sanity(
     output: Path,
 ) -> str:
     """Compare maps with those of randomised networks; return the table, a column for each stage."""
-    from onnxplain.sanity import check_sanity, write_similarities
+    from onnxplain_export.sanity import check_sanity, write_similarities
 
     def say(step: str) -> None:
         if sys.stderr.isatty():

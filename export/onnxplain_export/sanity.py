@@ -14,10 +14,12 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from torch import nn
 
 from onnxplain.errors import SourceError
 from onnxplain.explainer import Explainer
@@ -25,9 +27,8 @@ from onnxplain.files import write_atomically
 from onnxplain.heatmap import heatmap
 from onnxplain.images import Picture, read_image
 from onnxplain.session import GUIDED_GRADIENTS, IMAGE_GRADIENTS
-
-if TYPE_CHECKING:
-    from torch import nn
+from onnxplain_export.exporter import export
+from onnxplain_export.torch_model import logits_of
 
 TABLE = "sanity.csv"
 _SAME = 1e-2
@@ -88,10 +89,6 @@ def check_sanity(
     OnnxplainError
         A randomised network can't be exported.
     """
-    import torch
-
-    from onnxplain_export import export
-
     network = explainer._network
     images = [read_image(picture) for picture in pictures[:_ENOUGH]]
     tensors = np.stack([network.prepare(Picture(image, image.shape[:2]))[0] for image in images])
@@ -161,10 +158,6 @@ def _cells(cams: Sequence[NDArray[Any]]) -> NDArray[np.float64]:
 
 
 def _check_source(model: nn.Module, batch: Any, expected: NDArray[Any]) -> None:
-    import torch
-
-    from onnxplain_export.torch_model import logits_of
-
     is_training = model.training
     try:
         with torch.no_grad():
@@ -185,8 +178,6 @@ def _cascade(model: nn.Module, batch: Any, seed: int) -> Iterator[tuple[int, int
 
     One of them, a quarter, half, and all.
     """
-    import torch
-
     model = copy.deepcopy(model).eval()
     generator = torch.Generator().manual_seed(seed)
     # In the order in which they were made, which is that of the forward pass in nearly all networks.
@@ -206,8 +197,6 @@ def _cascade(model: nn.Module, batch: Any, seed: int) -> Iterator[tuple[int, int
 
 def _settle(model: nn.Module, randomised: Sequence[nn.Module], batch: Any) -> None:
     """Take batch norms' statistics anew: with those of other weights, activations would grow or vanish."""
-    import torch
-
     norms = [one for one in randomised if isinstance(one, torch.nn.modules.batchnorm._BatchNorm)]
     for norm in norms:
         norm.momentum = 1.0
