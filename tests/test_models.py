@@ -13,9 +13,10 @@ import torch
 from rich.progress import Progress
 from sklearn.datasets import load_digits, load_sample_images
 
-from onnxplain import Box, Explainer, Explanation
+from onnxplain import Explainer, Explanation
 from onnxplain.errors import ModelError
 from onnxplain.images import Picture
+from onnxplain.localization import Region, intersection_over_union
 from onnxplain.preprocessing import View, preprocess
 from onnxplain_models import (
     LABELS,
@@ -30,7 +31,7 @@ from onnxplain_models import (
     weights_file,
 )
 from onnxplain_models import train as training
-from onnxplain_models.evaluate import evaluate, iou
+from onnxplain_models.evaluate import evaluate
 from onnxplain_models.make_samples import write_samples
 from onnxplain_models.scenes import Scenes, digits, make_scenes, photographs
 
@@ -292,5 +293,5 @@ def test_evaluation_counts_answers_peaks_and_boxes():
     ],
 )
 def test_iou(a, b, expected):
-    assert iou(Box(*a), Box(*b)) == pytest.approx(expected)
-    assert iou(Box(*b), Box(*a)) == pytest.approx(expected)
+    assert intersection_over_union(Region(*a), Region(*b)) == pytest.approx(expected)
+    assert intersection_over_union(Region(*b), Region(*a)) == pytest.approx(expected)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -20,6 +22,20 @@ def test_import_is_light():
         "print(*sorted({'numpy', 'cv2', 'onnxruntime', 'torch', 'onnx'} & set(sys.modules)))"
     )
     assert done.stdout == f"{onnxplain.__version__}\n\n"
+
+
+def test_only_the_command_line_ever_imports_what_exports():
+    """Not in a function either: it would be found out where that is called."""
+    runtime = Path(onnxplain.__file__).parent
+    sources = [path for path in runtime.rglob("*.py") if path.parent != runtime / "cli"]
+    wrong = [
+        f"{path.name}: {line.strip()}"
+        for path in sources
+        for line in path.read_text(encoding="utf-8").splitlines()
+        if re.match(r"\s*(from|import) (torch|onnx|onnx_ir|onnxscript|onnxplain_export)\b", line)
+    ]
+    assert len(sources) > 30
+    assert wrong == []
 
 
 def test_the_runtime_never_imports_what_exports():

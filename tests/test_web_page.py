@@ -34,16 +34,6 @@ from test_web import HOSTILE, LABELS, write_model
 pytestmark = pytest.mark.slow
 
 REALWORLD = Path(__file__).resolve().parents[2] / "shared" / "realworld"
-FLAGS = [
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-    "--use-fake-device-for-media-stream",
-]
 SECONDS = 60
 
 LISTEN = """
@@ -126,20 +116,6 @@ def ort_web(browser: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
         return fetch_ort_web(tmp_path_factory.mktemp("ort"))
     except OnnxplainError as error:
         pytest.skip(str(error))
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    driver = pytest.importorskip(
-        "playwright.sync_api", reason="playwright, which drives the browser, isn't here"
-    )
-    path = shutil.which("chromium") or shutil.which("google-chrome")
-    if path is None:
-        pytest.skip("there is no Chromium")
-    with driver.sync_playwright() as playwright:
-        chromium = playwright.chromium.launch(executable_path=path, args=FLAGS)
-        yield chromium
-        chromium.close()
 
 
 @pytest.fixture(scope="module")

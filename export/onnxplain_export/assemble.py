@@ -11,7 +11,14 @@ import onnx_ir.passes.common as passes
 from onnxscript import GraphBuilder
 
 from onnxplain.errors import LayerError, SourceError
-from onnxplain.manifest import METADATA_KEY, Manifest, Preprocessing
+from onnxplain.manifest import (
+    GUIDED_GRADIENTS,
+    IMAGE_GRADIENTS,
+    METADATA_KEY,
+    Manifest,
+    Preprocessing,
+    output_of_layer,
+)
 from onnxplain_export.differentiate import differentiate
 from onnxplain_export.feature_map import FeatureMap
 from onnxplain_export.graph import (
@@ -29,7 +36,6 @@ from onnxplain_export.rules.registry import Op, constant_like
 from onnxplain_export.selector import select_classes
 
 INPUT, CLASS_INDEX, LOGITS, EXPLAINED = "image", "class_index", "logits", "explained_class"
-IMAGE_GRADIENTS, GUIDED_IMAGE_GRADIENTS = "image_gradients", "guided_image_gradients"
 CAM, HEATMAP = "cam", "heatmap"
 
 
@@ -64,13 +70,8 @@ def output_names(layers: Sequence[str]) -> list[tuple[str, str]]:
     return [(_named("activations", layer, layers), _named("gradients", layer, layers)) for layer in layers]
 
 
-def cam_names(layers: Sequence[str]) -> list[str]:
-    """Return the names of each layer's maps, suffixed where there are several."""
-    return [_named(CAM, layer, layers) for layer in layers]
-
-
 def _named(kind: str, layer: str, layers: Sequence[str]) -> str:
-    return kind if len(layers) == 1 else f"{kind}.{layer}"
+    return output_of_layer(kind, layer, len(layers))
 
 
 def assemble(
@@ -122,7 +123,7 @@ def assemble(
     gradients = differentiate(op, graph, scores, selected, sources)
     image_gradients = {IMAGE_GRADIENTS: gradients[-1]} if input_gradient else {}
     if guided:
-        (image_gradients[GUIDED_IMAGE_GRADIENTS],) = differentiate(
+        (image_gradients[GUIDED_GRADIENTS],) = differentiate(
             op, graph, scores, selected, [traced.image], GUIDED_RULES
         )
 
@@ -191,9 +192,10 @@ def _give_maps(
     else:
         size = list(ir.Shape(["height", "width"]))
         heat = picture.placed(op, heatmap(op, cams, *picture.weights(op)))
-    for name, cam in zip(cam_names(list(traced.targets)), cams, strict=True):
+    layers = list(traced.targets)
+    for layer, cam in zip(layers, cams, strict=True):
         assert cam.shape is not None
-        names.give(op.Add(cam, nothing), name, list(cam.shape))
+        names.give(op.Add(cam, nothing), _named(CAM, layer, layers), list(cam.shape))
     names.give(op.Add(heat, nothing), HEATMAP, ["batch", "classes", *size])
 
 

@@ -19,7 +19,7 @@ from onnxplain.errors import VerificationError
 from onnxplain.heatmap import heatmap
 from onnxplain.manifest import Manifest, Preprocessing
 from onnxplain.preprocessing import View, preprocess
-from onnxplain_export.assemble import CLASS_INDEX, HEATMAP, INPUT, LOGITS, cam_names
+from onnxplain_export.assemble import CLASS_INDEX, HEATMAP, INPUT, LOGITS
 from onnxplain_export.files import save
 from onnxplain_export.graph import is_quantised
 from onnxplain_export.onnx_session import session_of
@@ -64,7 +64,7 @@ def check_pixels(path: Path, model: ir.Model, inside: Path, manifest: Manifest) 
     whole, network = session_of(path, optimised=optimised), session_of(inside, optimised=optimised)
     names = [
         LOGITS,
-        *([*cam_names([one.name for one in manifest.layers]), HEATMAP] if manifest.heatmap else []),
+        *([*map(manifest.cam, manifest.layers), HEATMAP] if manifest.heatmap else []),
     ]
     with tempfile.TemporaryDirectory() as folder:
         front_file = Path(folder) / "front.onnx"

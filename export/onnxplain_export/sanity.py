@@ -26,7 +26,7 @@ from onnxplain.explainer import Explainer
 from onnxplain.files import write_atomically
 from onnxplain.heatmap import heatmap
 from onnxplain.images import Picture, read_image
-from onnxplain.session import GUIDED_GRADIENTS, IMAGE_GRADIENTS
+from onnxplain.manifest import GUIDED_GRADIENTS, IMAGE_GRADIENTS
 from onnxplain_export.exporter import export
 from onnxplain_export.torch_model import logits_of
 

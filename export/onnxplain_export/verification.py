@@ -38,17 +38,15 @@ import onnx_ir as ir
 
 from onnxplain.errors import ModelError, VerificationError
 from onnxplain.heatmap import heatmap
-from onnxplain.manifest import METADATA_KEY, Layer, Manifest
+from onnxplain.manifest import IMAGE_GRADIENTS, METADATA_KEY, Layer, Manifest
 from onnxplain.maps import METHODS
 from onnxplain_export import rule_check
 from onnxplain_export.assemble import (
     CLASS_INDEX,
     EXPLAINED,
     HEATMAP,
-    IMAGE_GRADIENTS,
     INPUT,
     LOGITS,
-    cam_names,
 )
 from onnxplain_export.graph import is_half, static_dims
 from onnxplain_export.half_precision import as_float32, logits_in_half
@@ -202,7 +200,7 @@ def map_outputs(manifest: Manifest) -> list[str]:
     """Return the names of the maps and heatmaps, where there are any, of an explainer of images."""
     if manifest.heatmap is None:
         return []
-    cams = cam_names([layer.name for layer in manifest.layers])
+    cams = [manifest.cam(layer) for layer in manifest.layers]
     return cams if manifest.pixels else [*cams, HEATMAP]
 
 

@@ -16,7 +16,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from onnxplain import Box, Explainer, Explanation, OnnxplainError
+from onnxplain import Explainer, Explanation, OnnxplainError
+from onnxplain.localization import Region, box_overlap, intersection_over_union, pointing_game
 from onnxplain_models.catalog import METHODS, NETWORKS, explainer_file
 from onnxplain_models.scenes import SIZE, Scenes, make_scenes
 
@@ -46,22 +47,13 @@ class Scores:
 def evaluate(explainer: Explainer, method: str, scenes: Scenes) -> Scores:
     """Explain the predicted class of each scene, right or wrong, and compare with the truth."""
     right, hits, overlaps = [], [], []
-    boxes = [Box(*box) for box in scenes.boxes.tolist()]
+    boxes = [Region(*box) for box in scenes.boxes.tolist()]
     explanations = _explain(explainer, method, scenes.images)
     for explanation, label, box in zip(explanations, scenes.labels, boxes, strict=True):
         right.append(explanation.index == label)
-        hits.append(_holds(box, explanation.heatmap))
-        found = explanation.boxes()
-        overlaps.append(iou(found[0], box) if found else 0.0)
+        hits.append(pointing_game(explanation.heatmap, [box]))
+        overlaps.append(box_overlap(explanation.boxes(), [box]))
     return Scores(float(np.mean(right)), float(np.mean(hits)), float(np.mean(overlaps)))
-
-
-def iou(a: Box, b: Box) -> float:
-    """Return the intersection over union of two boxes."""
-    width = min(a.x1, b.x1) - max(a.x0, b.x0)
-    height = min(a.y1, b.y1) - max(a.y0, b.y0)
-    shared = max(width, 0) * max(height, 0)
-    return shared / (_area(a) + _area(b) - shared)
 
 
 def _explain(explainer: Explainer, method: str, images: NDArray[np.uint8]) -> Iterator[Explanation]:
@@ -69,13 +61,7 @@ def _explain(explainer: Explainer, method: str, images: NDArray[np.uint8]) -> It
         yield from explainer.explain_batch(list(images[start : start + _BATCH]), method=method)
 
 
-def _holds(box: Box, heatmap: NDArray[np.float32]) -> bool:
-    """Whether a heatmap's hottest pixel lies in a box; a blank heatmap has none."""
-    y, x = np.unravel_index(heatmap.argmax(), heatmap.shape)
-    return bool(heatmap[y, x] > 0 and box.x0 <= x < box.x1 and box.y0 <= y < box.y1)
-
-
-def _area(box: Box) -> int:
+def _area(box: Region) -> float:
     return (box.x1 - box.x0) * (box.y1 - box.y0)
 
 
@@ -104,9 +90,9 @@ def _print_table(scenes: Scenes, folder: Path | None) -> None:
             f"| {name:7} | {METHODS[name]:7} | {scores.accuracy:8.1%} | {scores.peak_in_box:23.1%} "
             f"| {scores.mean_iou:8.2f} |"
         )
-    boxes = [Box(*box) for box in scenes.boxes.tolist()]
+    boxes = [Region(*box) for box in scenes.boxes.tolist()]
     chance = float(np.mean([_area(box) for box in boxes])) / SIZE**2
-    whole = float(np.mean([iou(Box(0, 0, SIZE, SIZE), box) for box in boxes]))
+    whole = float(np.mean([intersection_over_union(Region(0, 0, SIZE, SIZE), box) for box in boxes]))
     print(f"| chance  |         |    10.0% | {chance:23.1%} | {whole:8.2f} |")
     print("\nChance: any digit, a peak anywhere, the whole picture as the box.")
 

@@ -204,9 +204,7 @@ class Evaluator:
 
         def predict(images: NDArray[np.float32]) -> NDArray[Any]:
             go_on()
-            logits = self._network.predict(images)
-            found = self._network.probabilities(logits)
-            return (logits if found is None else found)[:, first.index]
+            return self._network.scores(images)[:, first.index]
 
         generator = np.random.default_rng(seed)
         noise = tuple(generator.random(cam.shape, np.float32) for cam in first.cams)
@@ -219,7 +217,9 @@ class Evaluator:
         for method in self._plan.methods:
             go_on()
             found[method] = measured(
-                self._explainer.explain(image, first.index, method, self._plan.layer, progress=go_on)
+                first
+                if method == first.method
+                else self._explainer.explain(image, first.index, method, self._plan.layer, progress=go_on)
             )
         return Measured(first.index, first.label, found)
 

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from onnxplain.opencv import cv2
+from onnxplain.perturbation import BATCH
 
 Predict = Callable[[NDArray[np.float32]], NDArray[np.floating[Any]]]
 """From images [n, channels, height, width] to the probability of the class that is explained, [n]."""
@@ -22,7 +23,6 @@ Predict = Callable[[NDArray[np.float32]], NDArray[np.floating[Any]]]
 Image = NDArray[np.float32]
 Heat = NDArray[np.floating[Any]]
 
-BATCH = 16
 STEPS = 100
 PERCENTILES = tuple(range(10, 100, 10))
 

@@ -79,12 +79,20 @@ def interpolation(cells: int, start: float, extent: float, pixels: range) -> NDA
     pixels
         Which of the picture's pixels.
     """
-    centres = (np.array(pixels) + 0.5 - start) / extent * cells - 0.5
-    centres = np.clip(centres, 0, cells - 1)
-    distances = np.abs(centres[:, None] - np.arange(cells))
-    weights: NDArray[np.float32] = np.maximum(1 - distances, 0).astype(np.float32)
+    weights = bilinear(_places(cells, start, extent, pixels), cells)
     weights.flags.writeable = False
     return weights
+
+
+def bilinear(places: NDArray[np.float64], cells: int) -> NDArray[np.float32]:
+    """Return the bilinear weights, float32 [places, cells], of cells at places among them, counted from 0."""
+    weights: NDArray[np.float64] = np.maximum(1 - np.abs(places[:, None] - np.arange(cells)), 0)
+    return weights.astype(np.float32)
+
+
+def _places(cells: int, start: float, extent: float, pixels: range) -> NDArray[np.float64]:
+    """Return where the centres of pixels lie among the cells of a map that covers [start, start + extent)."""
+    return np.clip((np.array(pixels) + 0.5 - start) / extent * cells - 0.5, 0, cells - 1)
 
 
 def _pixels_inside(start: float, extent: float, length: int) -> range:
@@ -110,9 +118,9 @@ def _between_rows(
 ) -> NDArray[np.float32]:
     """Sample the rows of a map that covers [start, start + extent) at the centres of some pixels."""
     cells = len(map_)
-    centres = np.clip((np.array(pixels) + 0.5 - start) / extent * cells - 0.5, 0, cells - 1)
-    first = np.minimum(centres.astype(np.intp), max(0, cells - 2))
-    share = (centres - first).astype(np.float32)[:, None]
+    places = _places(cells, start, extent, pixels)
+    first = np.minimum(places.astype(np.intp), max(0, cells - 2))
+    share = (places - first).astype(np.float32)[:, None]
     sampled: NDArray[np.float32] = map_[first] * (1 - share)
     sampled += map_[np.minimum(first + 1, cells - 1)] * share
     return sampled

@@ -13,12 +13,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from onnxplain.errors import MethodError
-from onnxplain.manifest import Layer
+from onnxplain.manifest import GUIDED_GRADIENTS, IMAGE_GRADIENTS, Layer
 from onnxplain.maps import gradcam
 from onnxplain.network import Network
 from onnxplain.perturbation import Progress, rise, scorecam
 from onnxplain.pixel_maps import Gradients, guided_gradcam, integrated_gradients, saliency, smoothgrad
-from onnxplain.session import GUIDED_GRADIENTS, IMAGE_GRADIENTS
 
 _OPTIONS = {IMAGE_GRADIENTS: "--input-gradient", GUIDED_GRADIENTS: "--guided"}
 
@@ -52,12 +51,6 @@ class Subject:
 
         return of
 
-    def probabilities(self, images: NDArray[np.float32]) -> NDArray[Any]:
-        """Return probabilities of images, or logits where the model has none."""
-        logits = self.network.predict(images)
-        found = self.network.probabilities(logits)
-        return logits if found is None else found
-
 
 @dataclass(frozen=True)
 class ImageMethod:
@@ -85,7 +78,7 @@ def _scorecam(subject: Subject) -> Maps:
 
 
 def _rise(subject: Subject) -> Maps:
-    return [rise(subject.probabilities, subject.tensor, subject.classes, progress=subject.progress)]
+    return [rise(subject.network.scores, subject.tensor, subject.classes, progress=subject.progress)]
 
 
 def _saliency(subject: Subject) -> Maps:

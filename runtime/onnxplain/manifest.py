@@ -159,6 +159,15 @@ class Layer:
         _require(self.head in (None, *get_args(Head)), f"layers.head must be null or one of {get_args(Head)}")
 
 
+IMAGE_GRADIENTS, GUIDED_GRADIENTS = IMAGE_OUTPUTS = ("image_gradients", "guided_image_gradients")
+"""The outputs that a file may have beside those of its manifest: the gradients of the image itself."""
+
+
+def output_of_layer(kind: str, layer: str, layers: int) -> str:
+    """Return the name of a layer's output of a kind, ``activations`` or such; of several it has the layer's."""
+    return kind if layers == 1 else f"{kind}.{layer}"
+
+
 @dataclass(frozen=True)
 class Manifest:
     """What an explainer file says about itself."""
@@ -191,7 +200,7 @@ class Manifest:
 
     def cam(self, layer: Layer) -> str:
         """Return the name of a layer's maps among the outputs, where `heatmap` says that there are any."""
-        return "cam" if len(self.layers) == 1 else f"cam.{layer.name}"
+        return output_of_layer("cam", layer.name, len(self.layers))
 
     def to_json(self) -> str:
         """Return the manifest as JSON; the same manifest always gives the same text."""

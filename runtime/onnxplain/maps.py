@@ -344,8 +344,8 @@ def eigencam(activations: ArrayLike, gradients: ArrayLike) -> FloatArray:
         The shapes don't fit each other.
     """
     activations, gradients = _check(activations, gradients)
-    energy = np.square(activations).sum(axis=-3)
-    maps = _beside_classes(_principal_component(activations, energy), activations, gradients)
+    terms = _beside(activations, gradients)
+    maps = _principal_component(terms, np.square(terms).sum(axis=-3))
     return np.broadcast_to(maps, (*gradients.shape[:-3], *gradients.shape[-2:])).copy()
 
 
@@ -521,11 +521,6 @@ def _channel_sum(terms: FloatArray, eigen_smooth: bool) -> FloatArray:
 def _beside(activations: FloatArray, gradients: FloatArray) -> FloatArray:
     """Return activations with an axis of one class where the gradients have classes."""
     return activations if gradients.ndim == activations.ndim else activations[..., None, :, :, :]
-
-
-def _beside_classes(maps: FloatArray, activations: FloatArray, gradients: FloatArray) -> FloatArray:
-    """Return maps of activations with an axis of one class where the gradients have classes."""
-    return maps if gradients.ndim == activations.ndim else maps[..., None, :, :]
 
 
 def _centred(terms: FloatArray) -> FloatArray:

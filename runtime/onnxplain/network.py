@@ -10,9 +10,9 @@ from numpy.typing import NDArray
 
 from onnxplain.errors import ModelError, TargetError
 from onnxplain.images import Picture
-from onnxplain.manifest import Activation, Layer, Manifest
+from onnxplain.manifest import IMAGE_OUTPUTS, Activation, Layer, Manifest
 from onnxplain.preprocessing import View, preprocess, view_of
-from onnxplain.session import IMAGE_OUTPUTS, check_size, num_classes, run
+from onnxplain.session import check_size, num_classes, run
 
 if TYPE_CHECKING:
     from onnxruntime import InferenceSession
@@ -120,6 +120,18 @@ class Network:
             raise ModelError(f"the model's 'logits' came out as {logits.shape}")
         _check_finite({"logits": logits})
         return logits
+
+    def scores(self, batch: NDArray[Any]) -> NDArray[Any]:
+        """Return the probabilities of images, or the logits where the model has none, [batch, num_classes].
+
+        Raises
+        ------
+        ModelError
+            As in `predict`.
+        """
+        logits = self.predict(batch)
+        found = self.probabilities(logits)
+        return logits if found is None else found
 
     def probabilities(self, logits: NDArray[np.float32]) -> NDArray[np.float64] | None:
         """Return probabilities of logits [batch, num_classes]; None where the model has none."""

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from onnxplain.heatmap import bilinear
 from onnxplain.opencv import cv2
 
 Predict = Callable[[NDArray[np.float32]], NDArray[Any]]
@@ -171,15 +172,12 @@ def rise_masks(
 
 def _between_corners(maps: NDArray[np.floating[Any]], size: tuple[int, ...]) -> NDArray[np.float32]:
     """Return maps [n, h, w] resized bilinearly, the centres of their corner cells on the corner pixels."""
-    y, x = (_corner_weights(cells, pixels) for cells, pixels in zip(maps.shape[1:], size, strict=True))
+    y, x = (
+        bilinear(np.linspace(0, cells - 1, pixels), cells)
+        for cells, pixels in zip(maps.shape[1:], size, strict=True)
+    )
     resized: NDArray[np.float32] = y @ maps.astype(np.float32) @ x.T
     return resized
-
-
-def _corner_weights(cells: int, pixels: int) -> NDArray[np.float32]:
-    places = np.linspace(0, cells - 1, pixels)
-    weights: NDArray[np.float64] = np.maximum(1 - np.abs(places[:, None] - np.arange(cells)), 0)
-    return weights.astype(np.float32)
 
 
 def _scaled(masks: NDArray[np.float32]) -> NDArray[np.float32]:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from numpy.typing import NDArray
 
 from onnxplain.errors import MissingDependencyError, ModelError, ProviderError
-from onnxplain.manifest import METADATA_KEY, Manifest
+from onnxplain.manifest import IMAGE_OUTPUTS, METADATA_KEY, Manifest
 
 if TYPE_CHECKING:
     from onnxruntime import InferenceSession
@@ -30,9 +30,6 @@ except ImportError as error:
 Device = Literal["auto", "cpu", "cuda"]
 Provider = str | tuple[str, Mapping[str, Any]]
 """The name of an onnxruntime execution provider, alone or with its options."""
-
-IMAGE_GRADIENTS, GUIDED_GRADIENTS = IMAGE_OUTPUTS = ("image_gradients", "guided_image_gradients")
-"""The outputs that a file may have beside those of the manifest: the gradients of the image itself."""
 
 _Promise = tuple[str, tuple[int | None, ...]]
 """A tensor's type and shape; None where any length will do."""

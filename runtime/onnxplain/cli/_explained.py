@@ -11,14 +11,13 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from onnxplain.cli._pictures import Picture, overlay_name
+from onnxplain.cli._text import CLEAR_LINE
 
 if TYPE_CHECKING:
     from onnxplain import Explainer, Explanation
     from onnxplain.boxes import Box
     from onnxplain.images import Image
     from onnxplain.overlay import Colormap
-
-CLEAR_LINE = "\r\x1b[K"
 
 
 @dataclass(frozen=True)
@@ -90,8 +89,6 @@ def explain_picture(explainer: Explainer, asked: Asked, picture: Picture, *, pro
     Of two explanations of a class, one is left out: two targets may be the same class. A method's maps are
     let go before those of the next are made.
     """
-    from onnxplain.report_images import thumbnail
-
     done = Explained(picture.path)
     image: Image = picture.path
     targets, top = asked.targets, asked.top
@@ -107,6 +104,8 @@ def explain_picture(explainer: Explainer, asked: Asked, picture: Picture, *, pro
             done.size = found[0].picture.size
             targets, top = [one.index for one in found], None
             if asked.thumbnails:
+                from onnxplain.report_images import thumbnail
+
                 done.thumbnail = asked.thumbnails(thumbnail(found[0].picture))
             if asked.overlays and len(asked.methods) > 1:
                 image = found[0].image  # decoded once

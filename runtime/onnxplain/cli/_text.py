@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+CLEAR_LINE = "\r\x1b[K"
+"""Written to a terminal, takes away what stands in the line: a progress bar, say."""
+
 
 def printable(text: str) -> str:
     """Return `text` on one line, with control characters (which file names and labels may hold) escaped."""

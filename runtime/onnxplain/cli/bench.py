@@ -12,13 +12,11 @@ import click
 
 from onnxplain.cli._device import device_option
 from onnxplain.cli._size import read_size
-from onnxplain.cli._text import facts, file_size, table
+from onnxplain.cli._text import CLEAR_LINE, facts, file_size, table
 
 if TYPE_CHECKING:
     from onnxplain.bench import Costs, Latency, Ratio
     from onnxplain.session import Device
-
-_CLEAR_LINE = "\r\x1b[K"
 
 
 @click.command("bench", short_help="Measure what an explanation costs here.")
@@ -103,7 +101,7 @@ def _photograph() -> bytes:
 
 def _say(text: str) -> None:
     if sys.stderr.isatty():
-        click.echo(f"{_CLEAR_LINE}{text}", err=True, nl=False)
+        click.echo(f"{CLEAR_LINE}{text}", err=True, nl=False)
 
 
 def _report(model: Path, machine: dict[str, str], costs: Costs, throughput: list[dict[str, Any]]) -> str:

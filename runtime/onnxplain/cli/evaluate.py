@@ -12,7 +12,7 @@ import click
 from onnxplain.cli._device import device_option
 from onnxplain.cli._methods import METHOD_NAMES
 from onnxplain.cli._pictures import find_pictures
-from onnxplain.cli._text import printable, table
+from onnxplain.cli._text import CLEAR_LINE, printable, table
 from onnxplain.extras import require
 from onnxplain.metrics import CONTROL, METRICS
 
@@ -23,7 +23,6 @@ if TYPE_CHECKING:
     from onnxplain.evaluation import Case, Estimate, Evaluator, Outcome, Plan, Summary
     from onnxplain.session import Device
 
-_CLEAR_LINE = "\r\x1b[K"
 _LISTS = ("--methods", "--metrics")
 _METHODS = ("gradcam", "gradcam++", "hirescam", "layercam", "eigencam")
 
@@ -187,7 +186,7 @@ def _run(evaluator: Evaluator, cases: Sequence[Case], plan: Plan, output: Path) 
     ) as bar:
         for outcome in bar:
             if outcome.error is not None:
-                click.echo(f"{_CLEAR_LINE * is_shown}Error: {printable(outcome.error)}", err=True)
+                click.echo(f"{CLEAR_LINE * is_shown}Error: {printable(outcome.error)}", err=True)
                 continue
             if outcome.key not in known:
                 append_to_journal(output, cases[outcome.number], outcome)
@@ -221,7 +220,7 @@ def _check_sanity(
 
     def say(step: str) -> None:
         if sys.stderr.isatty():
-            click.echo(f"{_CLEAR_LINE}{step} ...", err=True, nl=False)
+            click.echo(f"{CLEAR_LINE}{step} ...", err=True, nl=False)
 
     pictures = [cases[outcome.number].path for outcome in outcomes]
     found = check_sanity(explainer, network, pictures, plan.methods, plan.layer, plan.seed, say)

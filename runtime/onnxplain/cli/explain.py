@@ -13,13 +13,13 @@ from typing import TYPE_CHECKING
 import click
 
 from onnxplain.cli._device import device_option
-from onnxplain.cli._explained import CLEAR_LINE, Asked, Explained, explain_picture
+from onnxplain.cli._explained import Asked, Explained, explain_picture
 from onnxplain.cli._methods import METHOD_NAMES, ONE_RUN
 from onnxplain.cli._pictures import find_pictures
 from onnxplain.cli._record import RECORD, record, summary
 from onnxplain.cli._report import PAGE, image_store, write_report
 from onnxplain.cli._size import read_size
-from onnxplain.cli._text import printable
+from onnxplain.cli._text import CLEAR_LINE, printable
 from onnxplain.errors import ImageError
 from onnxplain.extras import require
 from onnxplain.files import write_atomically
