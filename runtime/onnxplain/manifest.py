@@ -164,7 +164,7 @@ IMAGE_GRADIENTS, GUIDED_GRADIENTS = IMAGE_OUTPUTS = ("image_gradients", "guided_
 
 
 def output_of_layer(kind: str, layer: str, layers: int) -> str:
-    """Return the name of a layer's output of a kind, ``activations`` or such; of several it has the layer's."""
+    """Return the name of a layer's output, ``activations`` or such; of several layers it has their name."""
     return kind if layers == 1 else f"{kind}.{layer}"
 
 
