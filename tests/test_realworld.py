@@ -46,6 +46,13 @@ class BeforeUpsampling(GradCAM):
         return None
 
 
+@pytest.mark.slow
+def test_a_deep_layer_is_verified_by_the_files_own_decisions(network, tmp_path):
+    """One unit of 23 ReLU6 lies within rounding of 0: asked for more outputs, onnxruntime puts it on."""
+    report = export(network, torch.zeros(1, 3, 224, 224), tmp_path / "deep.onnx", layer="features.6")
+    assert report.verification.gradients < 1e-5
+
+
 def test_maps_are_those_of_the_grad_cam_package(network, explainer):
     ours = explainer.explain_batch(PHOTOGRAPHS, [-1 - number % 3 for number in range(len(PHOTOGRAPHS))])
     assert len(ours) == 41

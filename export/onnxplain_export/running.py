@@ -44,16 +44,18 @@ def reference_outputs(
 
     Its decisions are which units are on, where a maximum stands, what a quantiser rounds to. Made anew in
     float64, those within rounding of a kink could fall otherwise, and a gradient jumps there. They are read
-    off a copy of the file that puts them out too.
+    off a copy of the file that puts them out too, and no number more: onnxruntime fuses nothing over an
+    output, and what isn't fused rounds otherwise.
     """
     outputs: Arrays = {}
     weights: Arrays = {}
     for layer in layers:
         tap = tap_of(model, layer)
-        inputs = list(dict.fromkeys([tap, *side_inputs(model, tap), *_decisions(model, tap)]))
-        names = [LOGITS, layer.gradients]
-        part = ReferenceGraph(model, [*inputs, CLASS_INDEX], names, weights, in_float64=in_float64)
-        outputs |= part.run({**evaluate(model, inputs, probe), CLASS_INDEX: probe.class_index})
+        numbers, decisions = [tap, *side_inputs(model, tap)], _decisions(model, tap)
+        inputs = list(dict.fromkeys([*numbers, *decisions, CLASS_INDEX]))
+        given = evaluate(model, numbers, probe) | evaluate(model, decisions, probe)
+        part = ReferenceGraph(model, inputs, [LOGITS, layer.gradients], weights, in_float64=in_float64)
+        outputs |= part.run(given)
     return outputs
 
 
