@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import nn
@@ -19,7 +20,7 @@ def autograd(
     handles = []
     for name in layers:
 
-        def keep(module: nn.Module, inputs: object, output: object, name: str = name) -> object:
+        def keep(module: nn.Module, inputs: object, output: Any, name: str = name) -> object:
             if isinstance(output, torch.Tensor):
                 kept[name] = output
                 return output.clone()  # what comes next may work in place

@@ -56,7 +56,7 @@ def redraw(model: nn.Module, example: torch.Tensor, seed: int) -> nn.Module:
             norm.train()
             norm.momentum = 1.0
             if norm.bias is not None:
-                norm.bias += 0.5
+                norm.bias.add_(0.5)
         # Where maps shrink to a single place, it takes more images for channels to vary.
         channels, height, width = example.shape[1:]
         images = min(32, max(4, 4 * 224**2 // (height * width)))
