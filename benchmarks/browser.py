@@ -48,7 +48,7 @@ def in_browser(folder: Path, picture: Path, repeats: int, headers: dict[str, str
             "document.addEventListener('explained', () => (window.done = (window.done ?? 0) + 1))"
         )
         page.goto(server.url)
-        threads = page.wait_for_selector("#facts li:has-text('thread')").inner_text()
+        threads = page.inner_text("#facts li:has-text('thread')")
         page.wait_for_selector("#facts li:has-text('works offline')")
         for number in range(repeats):
             page.set_input_files("#file", picture)

@@ -92,8 +92,9 @@ class _Worker:
     """A contender's process, which runs when told to."""
 
     def __init__(self, contender: Contender) -> None:
+        self._contender = json.dumps(asdict(contender))
         self._process = subprocess.Popen(
-            [sys.executable, __file__, json.dumps(asdict(contender))],
+            [sys.executable, __file__, self._contender],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
@@ -117,7 +118,7 @@ class _Worker:
             if line.startswith("{"):
                 answer: dict[str, Any] = json.loads(line)
                 return answer
-        raise SystemExit(f"a contender ended: {' '.join(self._process.args[2:])}")  # type: ignore[index]
+        raise SystemExit(f"a contender ended: {self._contender}")
 
 
 def serve(contender: Contender) -> None:

@@ -237,7 +237,7 @@ def principal(terms: torch.Tensor) -> torch.Tensor:
     import torch
 
     matrix = terms.flatten(2).transpose(1, 2)
-    v = torch.linalg.svd(matrix, full_matrices=False).Vh[:, 0]
+    v: torch.Tensor = torch.linalg.svd(matrix, full_matrices=False).Vh[:, 0]
     return (matrix @ v[:, :, None]).reshape(len(terms), *terms.shape[2:])
 
 
@@ -359,11 +359,12 @@ def smoothgrad_captum(batch: Batch) -> Any:
 
 
 def smoothgrad_of(batch: Batch, gradients: Callable[[torch.Tensor, int], torch.Tensor]) -> Any:
+    import torch
+
     maps = []
     for image, its in zip(batch.images, batch.classes, strict=True):
         parts = [gradients(part, its) for part in noisy(image).split(5)]
-        mean = sum(part.double().sum(dim=0) for part in parts) / NOISY
-        maps.append(mean.abs().amax(dim=0).detach().numpy())
+        maps.append(torch.cat(parts).double().mean(dim=0).abs().amax(dim=0).detach().numpy())
     return np.stack(maps)
 
 
@@ -402,11 +403,14 @@ def guided(network: torch.nn.Module, images: torch.Tensor, classes: Sequence[int
     """Return the gradients of guided backpropagation, by hooks behind the ReLUs."""
     import torch
 
+    def positive(_module: object, gradients: Any, _outputs: object) -> tuple[torch.Tensor]:
+        return (gradients[0].relu(),)
+
     network = copy.deepcopy(network)
     for module in network.modules():
         if isinstance(module, torch.nn.ReLU):
             module.inplace = False
-            module.register_full_backward_hook(lambda _, grads, __: (grads[0].relu(),))
+            module.register_full_backward_hook(positive)
     return image_gradients(network, images, classes)
 
 
@@ -459,6 +463,7 @@ def guided_gradcam_captum(batch: Batch) -> Any:
 def without_inplace(network: torch.nn.Module) -> torch.nn.Module:
     """Return a copy whose ReLUs leave their inputs alone, as captum's hooks need it."""
     network = copy.deepcopy(network)
+    module: Any  # torch types the attributes of modules as tensors
     for module in network.modules():
         if hasattr(module, "inplace"):
             module.inplace = False
@@ -700,7 +705,8 @@ class Case:
 
         def run(images: torch.Tensor, classes: list[int]) -> Sequence[Maps]:
             feeds = {"image": images.numpy(), "class_index": np.array(classes)[:, None]}
-            return self.session.run([its.activations, its.gradients], feeds)
+            found: Sequence[Maps] = self.session.run([its.activations, its.gradients], feeds)
+            return found
 
         return run
 
@@ -726,9 +732,9 @@ class Case:
         def predict(images: NDArray[np.float32]) -> Any:
             return network.probabilities(network.predict(images))
 
-        return rise(predict, self.images[number].numpy(), [self.predicted[number]], count=MASKS, cells=CELLS)[
-            0
-        ]
+        classes = [self.predicted[number]]
+        found: Maps = rise(predict, self.images[number].numpy(), classes, count=MASKS, cells=CELLS)[0]
+        return found
 
 
 METHODS_OF_LAYERS = list(TEXTS)[:12]
@@ -842,8 +848,8 @@ def print_method(method: str, cases: Sequence[Case], each: bool) -> list[list[st
     for number, one in enumerate(cases):
         for place, layer in enumerate(one.layers):
             column = place + 2 * (number > 0)
-            for name, largest in compared(method, one, layer, each):
-                row = found.setdefault(name, [None] * len(COLUMNS))
+            for names, largest in compared(method, one, layer, each):
+                row = found.setdefault(names, [None] * len(COLUMNS))
                 row[column] = max(largest, row[column] or 0.0)
     said = [f"`{method}`", text.follows, text.equation, text.zero]
     causes = []

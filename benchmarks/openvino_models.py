@@ -53,7 +53,7 @@ def find_tensor(path: str, image: NDArray[np.float32], value: NDArray[np.float32
     (given,) = openvino.Core().read_model(path).inputs
     model = read(path, {given.any_name: image.shape})
     outputs = [output for node in model.get_ordered_ops() for output in node.outputs()]
-    names = [
+    names: list[str] = [
         output.any_name
         for output in outputs
         if output.names and tuple(output.partial_shape.get_max_shape()) == value.shape

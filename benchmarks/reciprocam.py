@@ -116,7 +116,7 @@ def recipro_cam(network: torch.nn.Module, layer: str, image: NDArray[np.float32]
 
     hook = network.get_submodule(layer).register_forward_hook(mask)
     with torch.no_grad():
-        scores = network(torch.from_numpy(image))
+        scores: torch.Tensor = network(torch.from_numpy(image))
     hook.remove()
     return scores.T.reshape(1, -1, *size).numpy()
 
