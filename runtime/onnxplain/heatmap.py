@@ -50,7 +50,7 @@ def heatmap(
     placed = np.zeros(size, np.float32)
     if peaks is None:
         layers = [_resize(minmax(np.maximum(map_, 0)), view, rows, columns) for map_ in maps]
-        placed[inside] = minmax(sum(layers[1:], layers[0]))
+        minmax(sum(layers[1:], layers[0]), out=placed[inside])
     else:
         for map_, peak in zip(maps, peaks, strict=True):
             if peak > 0:
@@ -126,11 +126,17 @@ def _between_rows(
     return sampled
 
 
-def minmax(values: NDArray[np.floating[Any]]) -> NDArray[np.float32]:
-    """Scale to [0, 1]; all 0 where the values are all the same, or there are none."""
+def minmax(values: NDArray[np.floating[Any]], out: NDArray[np.float32] | None = None) -> NDArray[np.float32]:
+    """Scale to [0, 1], into `out` if it is given; all 0 where the values are all the same, or there are none.
+
+    A picture's heatmap is as large as a cache: each array more costs as much as the resize.
+    """
     low, high = values.min(initial=np.inf), values.max(initial=-np.inf)
-    if not high > low:
-        return np.zeros(values.shape, np.float32)
-    scaled: NDArray[np.floating[Any]] = values - low
-    scaled /= high - low
-    return scaled.astype(np.float32, copy=False)
+    scaled = np.empty(values.shape, np.float32) if out is None else out
+    if high > low:
+        # Doubles may be too small for floats before they are divided.
+        shifted = np.subtract(values, low, out=scaled if values.dtype == np.float32 else None)
+        np.divide(shifted, high - low, out=scaled, casting="same_kind")
+    else:
+        scaled[...] = 0
+    return scaled

@@ -151,7 +151,7 @@ class Network:
         classes = outputs["logits"].shape[1]
         if self.manifest.labels is not None and len(self.manifest.labels) != classes:
             raise ModelError(f"the model has {classes} classes but {len(self.manifest.labels)} labels")
-        _check_classes(outputs["explained_class"], feeds["class_index"], classes)
+        _check_classes(outputs["explained_class"], class_index, classes)
         _check_finite(outputs)
         return outputs
 
@@ -188,12 +188,14 @@ def _stack(images: Sequence[NDArray[Any]]) -> NDArray[Any]:
     return np.stack(images) if len(images) > 1 else images[0][None]
 
 
-def _check_classes(explained: NDArray[np.int64], requested: NDArray[np.int64], classes: int) -> None:
-    if requested.min() < -classes or requested.max() >= classes:
+def _check_classes(explained: NDArray[np.int64], class_index: Sequence[Sequence[int]], classes: int) -> None:
+    # They are few, and numpy takes longer over each of its steps.
+    asked = [index for row in class_index for index in row]
+    if any(not -classes <= index < classes for index in asked):
         raise TargetError(f"a class is out of range: the model has {classes} classes")
-    legal = (explained >= 0) & (explained < classes) & ((requested < 0) | (explained == requested))
-    if not legal.all():
-        raise ModelError("the model explained other classes than it was asked for; export it again")
+    for index, answer in zip(asked, explained.ravel().tolist(), strict=True):
+        if not 0 <= answer < classes or (index >= 0 and answer != index):
+            raise ModelError("the model explained other classes than it was asked for; export it again")
 
 
 def _check_finite(outputs: Mapping[str, NDArray[Any]]) -> None:

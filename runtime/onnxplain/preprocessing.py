@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
-from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import NDArray
 
 from onnxplain.manifest import Preprocessing
@@ -217,8 +216,15 @@ def _filter_rows(rows: NDArray[np.uint8], windows: _Windows) -> NDArray[np.uint8
         part = rows[:, left : left + columns]
         levels = np.empty((inputs, part.shape[1]), np.float32)
         levels[: len(part)], levels[len(part) :] = part, 0  # what lies beyond has no weight
-        seen = sliding_window_view(levels, weights.shape[2], axis=0)[:: windows.step]
-        sums = weights @ seen.swapaxes(1, 2)
+        down, right = levels.strides
+        # What sliding_window_view returns, in a tenth of its time.
+        seen = np.ndarray(
+            (*weights.shape[::2], part.shape[1]),
+            np.float32,
+            levels,
+            strides=(windows.step * down, down, right),
+        )
+        sums = weights @ seen
         sums += 0.5
         if overshoots:
             np.clip(sums, 0, 255, out=sums)
