@@ -192,6 +192,23 @@ def test_model_is_left_as_it_was(fails, tmp_path):
     assert state_of(model) == before
 
 
+def test_what_is_the_same_at_all_places_is_copied_once(tmp_path):
+    """Behind the layer is a mean: its gradient is turned and marked before it is repeated over the places."""
+    path = tmp_path / "model.onnx"
+    export(Small(), EXAMPLE, path)
+    model = onnx.load(path)
+    makers = {name: node for node in model.graph.node for name in node.output}
+    repeat = makers["gradients"]
+    before = makers[repeat.input[0]]
+    model.graph.output.append(onnx.ValueInfoProto(name=repeat.input[0]))
+    feeds = {"image": IMAGES.numpy(), "class_index": CLASSES.numpy()}
+    *_, small = onnxruntime.InferenceSession(model.SerializeToString()).run(None, feeds)
+    assert (repeat.op_type, before.op_type) == ("Div", "Add")
+    assert small.shape == (3, 2, 8, 1, 1)
+    _, expected = autograd(Small(), ["features"], IMAGES, CLASSES)
+    np.testing.assert_allclose(run(path)["gradients"], expected["features"].numpy(), rtol=1e-6)
+
+
 def test_in_place_module_behind_the_layer(tmp_path):
     """The activations are what the layer put out, not what the ReLU made of it, and so is the gradient."""
     model = small_tail(maps=nn.Conv2d(6, 5, 3), relu=nn.ReLU(inplace=True), head=classifier(45))

@@ -24,6 +24,7 @@ from onnxplain_export.feature_map import FeatureMap
 from onnxplain_export.graph import (
     before_quantiser,
     downstream,
+    operand,
     skip_identities,
     static_dims,
     upstream,
@@ -134,10 +135,14 @@ def assemble(
     names.give(logits, LOGITS, ["batch", logits.shape[1] if logits.shape else None])
 
     def give_gradient(name: str, gradient: ir.Value, maps: FeatureMap, shape: Sequence[object]) -> ir.Value:
+        # What is the same at all places is turned and marked before it is repeated over them.
+        gradient, count = _before_repeat(gradient) if maps.tokens is None else (gradient, None)
         # Inside, the classes are the outermost axis; outside, the batch is.
         outermost_batch = op.Transpose(gradient, perm=[1, 0, *range(2, 1 + maps.rank)])
         outermost_batch = maps.emit_fold(op, outermost_batch, 2, _grid_size(op, traced, maps))
         given: ir.Value = op.Add(outermost_batch, nothing)
+        if count is not None:
+            given = op.Div(given, count)
         names.give(given, name, ["batch", "classes", *shape])
         return given
 
@@ -174,6 +179,16 @@ def assemble(
         graph.inputs[0] = picture.value
     _merge_equal(traced.model, own_nodes)
     _clean(traced.model)
+
+
+def _before_repeat(gradient: ir.Value) -> tuple[ir.Value, ir.Value | None]:
+    """Return a mean's gradient before it is repeated over the places, and by what it is then divided."""
+    divided = gradient.producer()
+    count = None if divided is None or divided.op_type != "Div" else operand(divided, 1)
+    maker = None if count is None else count.producer()
+    if divided is None or maker is None or maker.op_type != "ConstantOfShape":
+        return gradient, None
+    return operand(divided, 0), count
 
 
 def _give_maps(
