@@ -279,8 +279,8 @@ def test_an_interruption_stops_what_runs(folder):
     predicted = []
     explainer = Explainer("m.onnx", threads=1)
     evaluator = Evaluator(explainer, b"", Plan(("gradcam",), ("deletion",)))
-    predict = explainer._network.predict
-    explainer._network.predict = lambda batch: predicted.append(len(batch)) or predict(batch)
+    predict = explainer.network.predict
+    explainer.network.predict = lambda batch: predicted.append(len(batch)) or predict(batch)
     outcomes = evaluator.run([Case(Path("photos/0.png"))] * 50, {})
     next(outcomes)
     outcomes.close()

@@ -104,7 +104,7 @@ def test_one_run_for_several_classes(explainer, monkeypatch):
             return session.run(names, feed, options)
 
     session = explainer._session
-    monkeypatch.setattr(explainer._network, "session", Spy())
+    monkeypatch.setattr(explainer.network, "session", Spy())
     explainer.explain_classes(IMAGES[0], top=4)
     explainer.explain_batch(IMAGES)
     assert feeds == [
@@ -342,7 +342,7 @@ def test_a_model_that_does_not_say_how_many_classes_it_has():
     assert explainer.explain(IMAGES[0], 3).index == 3
     with pytest.raises(TargetError, match="out of range"):
         explainer.explain(IMAGES[0], 4)
-    explainer._network.num_classes = None  # as where onnxruntime can't infer it either
+    explainer.network.num_classes = None  # as where onnxruntime can't infer it either
     for targets in ([4], [0, 4], [-5]):
         with pytest.raises(TargetError, match="a class is out of range: the model has 4 classes"):
             explainer.explain_classes(IMAGES[0], targets)

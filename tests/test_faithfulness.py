@@ -69,7 +69,7 @@ def heat() -> NDArray[np.float32]:
 
 
 def of_class(explainer: Explainer, index: int) -> Predict:
-    network = explainer._network
+    network = explainer.network
 
     def predict(images: NDArray[np.float32]) -> NDArray[np.float64]:
         probabilities = network.probabilities(network.predict(images))

@@ -92,7 +92,7 @@ def test_rise_is_the_weighted_mean_of_its_masks(
     done = []
 
     def predict(images: NDArray[np.float32]) -> NDArray[np.float64]:
-        probabilities = explainer._network.probabilities(explainer._network.predict(images))
+        probabilities = explainer.network.probabilities(explainer.network.predict(images))
         assert probabilities is not None
         return probabilities
 

@@ -89,7 +89,7 @@ def check_sanity(
     OnnxplainError
         A randomised network can't be exported.
     """
-    network = explainer._network
+    network = explainer.network
     images = [read_image(picture) for picture in pictures[:_ENOUGH]]
     tensors = np.stack([network.prepare(Picture(image, image.shape[:2]))[0] for image in images])
     batch = torch.from_numpy(tensors)

@@ -99,14 +99,14 @@ class Evaluator:
     """
 
     def __init__(self, explainer: Explainer, model: bytes, plan: Plan) -> None:
-        self._explainer, self._network, self._plan = explainer, explainer._network, plan
+        self._explainer, self._network, self._plan = explainer, explainer.network, plan
         if explainer.manifest.pixels:
             raise MethodError(
                 "evaluating changes what the network takes, and this file prepares pictures itself; "
                 "export it without --pixels"
             )
         for method in plan.methods:
-            explainer._how(method, plan.layer, eigen_smooth=False, aug_smooth=False)
+            explainer.check(method, plan.layer)
         self._settings = {
             "onnxplain": __version__,
             "model": hashlib.sha256(model).hexdigest(),

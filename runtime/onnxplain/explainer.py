@@ -59,6 +59,8 @@ class Explainer:
 
     manifest: Manifest
     """What the file says about itself."""
+    network: Network
+    """The file as a network: it prepares pictures and predicts."""
 
     def __init__(
         self,
@@ -78,13 +80,35 @@ class Explainer:
             raise TypeError("device, providers and threads go with a model; a session has its own")
         self._session = session
         self.manifest = read_manifest(session, model_name(model))
-        self._network = Network(session, self.manifest, (size, size) if isinstance(size, int) else size)
+        self.network = Network(session, self.manifest, (size, size) if isinstance(size, int) else size)
 
     @property
     def providers(self) -> list[str]:
         """The execution providers that the model runs on, the preferred one first."""
         providers: list[str] = self._session.get_providers()
         return providers
+
+    def check(
+        self,
+        method: str,
+        layer: str | None = None,
+        *,
+        eigen_smooth: bool = False,
+        aug_smooth: bool = False,
+    ) -> None:
+        """Check, before there is a picture, that the file can be explained so.
+
+        Parameters
+        ----------
+        method, layer, eigen_smooth, aug_smooth
+            As in `explain`.
+
+        Raises
+        ------
+        MethodError
+            It can't.
+        """
+        self._how(method, layer, eigen_smooth, aug_smooth)
 
     def explain(
         self,
@@ -176,7 +200,7 @@ class Explainer:
             As in `explain`.
         """
         if targets is None and top is not None:
-            _check_top(top, self._network.num_classes)
+            _check_top(top, self.network.num_classes)
             targets = range(-1, -1 - top, -1)
         elif targets is None or top is not None:
             raise TypeError("explain_classes takes either targets or top")
@@ -284,7 +308,7 @@ class Explainer:
         reduced: bool = False,
     ) -> list[list[Explanation]]:
         """Explain as many classes of each picture: for each picture, a list of one explanation a class."""
-        labels, network = self.manifest.labels, self._network
+        labels, network = self.manifest.labels, self.network
         class_index = [[resolve_target(one, labels, network.num_classes) for one in row] for row in targets]
         if not class_index or not class_index[0]:
             return [[] for _ in images]
@@ -328,7 +352,7 @@ class Explainer:
         Of a method whose maps the file computes, the maps alone are fetched: activations and gradients, which
         are larger, then needn't leave the device that the network runs on.
         """
-        network, classes = self._network, len(class_index[0])
+        network, classes = self.network, len(class_index[0])
         if how.method == self.manifest.heatmap and not how.eigen_smooth:
             names = [self.manifest.cam(layer) for layer in how.layers]
             outputs = network.explain(tensors, class_index, how.layers, names)
@@ -355,11 +379,11 @@ class Explainer:
         self, tensors: Sequence[NDArray[Any]], class_index: Sequence[Sequence[int]], how: _How
     ) -> tuple[NDArray[np.float32], NDArray[np.int64], list[NDArray[np.float32]]]:
         """Do the same by a method that explains the image itself, or by many predictions, one by one."""
-        outputs = self._network.explain(tensors, class_index, (), [])
+        outputs = self.network.explain(tensors, class_index, (), [])
         explained = outputs["explained_class"]
         found = [
             IMAGE_METHODS[how.method].maps(
-                Subject(self._network, tensor, classes.tolist(), how.layers, how.progress)
+                Subject(self.network, tensor, classes.tolist(), how.layers, how.progress)
             )
             for tensor, classes in zip(tensors, explained, strict=True)
         ]
@@ -380,7 +404,7 @@ class Explainer:
             known = ", ".join(one.name for one in self.manifest.layers)
             raise MethodError(f"the file has no target layer {layer!r}; it has {known}")
         if method in IMAGE_METHODS:
-            check_image_method(method, self._network)
+            check_image_method(method, self.network)
             if eigen_smooth:
                 raise MethodError(f"eigen_smooth is for sums over a layer's channels, and {method} has none")
         elif method in METHODS:

@@ -43,8 +43,9 @@ class Asked:
         MethodError
             It can't.
         """
-        for method in self.methods:  # of no class: then nothing is read or run
-            explainer.explain_classes(b"", [], method=method, **self.options)
+        options = {name: value for name, value in self.options.items() if name != "common_scale"}
+        for method in self.methods:
+            explainer.check(method, **options)
 
 
 @dataclass(frozen=True)
