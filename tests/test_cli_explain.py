@@ -7,6 +7,7 @@ import os
 import re
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any, get_args
 
@@ -17,7 +18,7 @@ import pytest
 from onnx import TensorProto, helper
 
 from cli_helpers import LABELS, assert_one_line_error, run, write_explainer, write_picture
-from onnxplain import Explainer
+from onnxplain import Explainer, pipeline
 from onnxplain.cli._pictures import find_pictures, overlay_name
 from onnxplain.cli.explain import command
 from onnxplain.image_methods import IMAGE_METHODS
@@ -347,6 +348,29 @@ def test_interruption_keeps_what_was_done(
     assert run("explain", model, *paths, "-o", out).exit_code == 130
     assert [record["path"] for record in records(out)] == [str(path) for path in paths[:2]]
     assert len(files(out)) == 3
+
+
+def test_interruption_ends_a_method_of_many_predictions(
+    model: Path, tmp_path: Path, out: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    predicted: list[int] = []
+    scores = Network.scores
+
+    def counted(self: Network, batch: Any) -> Any:
+        predicted.append(len(batch))
+        return scores(self, batch)
+
+    def interrupted(call: Any) -> Any:
+        while not predicted:
+            time.sleep(0.001)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Network, "scores", counted)
+    monkeypatch.setattr(pipeline, "_finished", interrupted)
+    picture = write_picture(tmp_path / "picture.png")
+    assert run("explain", model, picture, "--method", "rise", "-o", out).exit_code == 130
+    assert sum(predicted) < 4000
+    assert not out.exists()
 
 
 def truncated_jpeg(path: Path) -> None:

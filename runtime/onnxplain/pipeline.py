@@ -6,6 +6,7 @@ import os
 from collections import deque
 from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
+from threading import Event
 from typing import TypeVar
 
 Item = TypeVar("Item")
@@ -13,7 +14,7 @@ Answer = TypeVar("Answer")
 
 
 def in_order(
-    function: Callable[[Item], Answer], items: Iterable[Item]
+    function: Callable[[Item], Answer], items: Iterable[Item], stopped: Event | None = None
 ) -> Generator[Future[Answer], None, None]:
     """Call a function for each item, on several threads; yield the finished calls in the items' order.
 
@@ -28,6 +29,9 @@ def in_order(
         Called on several threads at once.
     items
         Taken by the thread that iterates.
+    stopped
+        Set when the iterator ends, is closed or interrupted. It then waits for the calls under way, of which
+        long ones had better end.
     """
     workers = cores() + 1  # one more, for the moments at which two wait for Python's lock
     calls: deque[Future[Answer]] = deque()
@@ -41,6 +45,8 @@ def in_order(
         while calls:
             yield _finished(calls.popleft())
     finally:
+        if stopped:
+            stopped.set()
         pool.shutdown(cancel_futures=True)
 
 

@@ -6,6 +6,7 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from threading import Event
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -84,21 +85,28 @@ class Explained:
     findings: list[Finding] = field(default_factory=list)
 
 
-def explain_picture(explainer: Explainer, asked: Asked, picture: Picture, *, progress: bool) -> Explained:
+def explain_picture(
+    explainer: Explainer, asked: Asked, picture: Picture, *, progress: bool, stopped: Event
+) -> Explained:
     """Explain a picture's classes by each method, and write its overlays.
 
     Of two explanations of a class, one is left out: two targets may be the same class. A method's maps are
     let go before those of the next are made.
+
+    Methods of many predictions show their `progress`, and end where it is `stopped`.
     """
     done = Explained(picture.path)
     image: Image = picture.path
     targets, top = asked.targets, asked.top
     for method in asked.methods:
-        options = dict(asked.options)
-        if progress:
-            options["progress"] = _progress_of(method)
         found = explainer.explain_classes(
-            image, targets, top=top, method=method, reduced=not asked.overlays, **options
+            image,
+            targets,
+            top=top,
+            method=method,
+            reduced=not asked.overlays,
+            progress=_progress_of(method, progress, stopped),
+            **asked.options,
         )
         found = list({one.index: one for one in found}.values())
         if not done.findings:
@@ -141,9 +149,12 @@ def _save(one: Explanation, picture: Picture, asked: Asked, folder: Path) -> Pat
     return overlay
 
 
-def _progress_of(method: str) -> Callable[[int, int], None]:
-    def show(done: int, total: int) -> None:
-        line = f"{CLEAR_LINE}{method}: {done} of {total} predictions" if done < total else CLEAR_LINE
-        click.echo(line, file=sys.stderr, nl=False)
+def _progress_of(method: str, shown: bool, stopped: Event) -> Callable[[int, int], None]:
+    def step(done: int, total: int) -> None:
+        if stopped.is_set():
+            raise KeyboardInterrupt
+        if shown:
+            line = f"{CLEAR_LINE}{method}: {done} of {total} predictions" if done < total else CLEAR_LINE
+            click.echo(line, file=sys.stderr, nl=False)
 
-    return show
+    return step

@@ -8,6 +8,7 @@ import sys
 from contextlib import closing, nullcontext
 from functools import partial
 from pathlib import Path
+from threading import Event
 from typing import TYPE_CHECKING
 
 import click
@@ -164,10 +165,13 @@ def command(
     done: list[Explained] = []
     records: list[str] = []
     problems: list[str] = []
-    explain = partial(explain_picture, explainer, asked, progress=on_terminal and not several)
+    stopped = Event()
+    explain = partial(
+        explain_picture, explainer, asked, progress=on_terminal and not several, stopped=stopped
+    )
     try:
         with (
-            closing(in_order(explain, pictures)) as calls,
+            closing(in_order(explain, pictures, stopped)) as calls,
             click.progressbar(calls, len(pictures), "Explaining", file=sys.stderr)
             if on_terminal and several
             else nullcontext(calls) as bar,  # click imports what draws bars when it makes one
