@@ -131,6 +131,35 @@ def explained(path: Path, image: Array, classes: list[int]) -> dict[str, Array]:
     return dict(zip(names, session.run(names, {"image": image, "class_index": index}), strict=True))
 
 
+@pytest.mark.parametrize(
+    "index", [[[0], [4], [CLASSES]], [[0, 3, CLASSES], [1, 2, -1]], np.zeros((3, 0), int)]
+)
+def test_a_division_by_a_filled_tensor(index, tmp_path):
+    """As torch's older exporter writes ``x / torch.full_like(x, 2)``: it isn't a mean's, and has a batch."""
+    rows: list[Row] = [
+        *TRUNK,
+        ("Shape", "maps", "shape", {}),
+        ("ConstantOfShape", "shape", "twos", {"value": numpy_helper.from_array(np.float32([2]))}),
+        ("Div", "maps twos", "halves", {}),
+        ("GlobalAveragePool", "halves", "pooled", {}),
+        *HEAD[1:],
+    ]
+    source = write(tmp_path / "source.onnx", rows, shape=("N", 3, 16, 16))
+    export(OnnxModel(source), None, tmp_path / "model.onnx", layer="maps")
+    session = onnxruntime.InferenceSession(tmp_path / "model.onnx")
+    images = np.random.default_rng(1).standard_normal((len(index), 3, 16, 16)).astype(np.float32)
+    feeds = {"image": images, "class_index": np.array(index, np.int64)}
+    gradients, explained = session.run(["gradients", "explained_class"], feeds)
+    rows_of_classes = np.concatenate(
+        [constants(-1)["fc"], np.full((6, 1), np.nan)], axis=1
+    ).T  # the last: none
+    expected = rows_of_classes[explained] / (2 * 8 * 8)
+    assert gradients.shape == (*feeds["class_index"].shape, 6, 8, 8)
+    np.testing.assert_allclose(
+        gradients, np.broadcast_to(expected[..., None, None], gradients.shape), rtol=1e-6
+    )
+
+
 def test_channels_last_static_batch_softmax(tmp_path: Path) -> None:
     """The gradients are those of the logits, derived here by hand from the trunk's activations."""
     source = keras_like(tmp_path / "source.onnx")

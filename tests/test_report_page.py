@@ -81,12 +81,17 @@ def shown(tab: Any) -> Any:
 
 
 def wait_for_images(images: Any) -> None:
-    """Wait until these are loaded; one that can't be fails the test.
+    """Wait until these, which are in view, are loaded; one that isn't in half a minute fails the test.
 
     Playwright's own `wait_for_function` evaluates a string in the page, which the page's policy forbids.
     """
     assert images.count() > 0
-    images.evaluate_all("images => Promise.all(images.map(image => image.decode()))")
+    images.evaluate_all(
+        """images => {
+          const late = new Promise((_, reject) => setTimeout(() => reject(new Error("not loaded")), 30000));
+          return Promise.race([Promise.all(images.map(image => image.decode())), late]);
+        }"""
+    )
 
 
 def names(tab: Any) -> list[str]:

@@ -23,6 +23,7 @@ from onnxplain_export.differentiate import differentiate
 from onnxplain_export.feature_map import FeatureMap
 from onnxplain_export.graph import (
     before_quantiser,
+    constant_ints,
     downstream,
     operand,
     skip_identities,
@@ -182,11 +183,17 @@ def assemble(
 
 
 def _before_repeat(gradient: ir.Value) -> tuple[ir.Value, ir.Value | None]:
-    """Return a mean's gradient before it is repeated over the places, and by what it is then divided."""
+    """Return a mean's gradient before it is repeated over the places, and by what it is then divided.
+
+    Any other is returned as it is, with None.
+    """
     divided = gradient.producer()
     count = None if divided is None or divided.op_type != "Div" else operand(divided, 1)
     maker = None if count is None else count.producer()
     if divided is None or maker is None or maker.op_type != "ConstantOfShape":
+        return gradient, None
+    sizes = constant_ints(maker.inputs[0])
+    if sizes is None or len(sizes) > 3:  # the network's own, which may reach the batch
         return gradient, None
     return operand(divided, 0), count
 

@@ -60,7 +60,7 @@ class Explainer:
     manifest: Manifest
     """What the file says about itself."""
     network: Network
-    """The file as a network: it prepares pictures and predicts."""
+    """The file as a network, for what needs more than explanations: `predict` and `scores` take batches."""
 
     def __init__(
         self,
@@ -96,7 +96,7 @@ class Explainer:
         eigen_smooth: bool = False,
         aug_smooth: bool = False,
     ) -> None:
-        """Check, before there is a picture, that the file can be explained so.
+        """Check that the file can be explained by a method, before there is a picture.
 
         Parameters
         ----------

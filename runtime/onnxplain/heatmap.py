@@ -129,14 +129,14 @@ def _between_rows(
 def minmax(values: NDArray[np.floating[Any]], out: NDArray[np.float32] | None = None) -> NDArray[np.float32]:
     """Scale to [0, 1], into `out` if it is given; all 0 where the values are all the same, or there are none.
 
-    A picture's heatmap is as large as a cache: each array more costs as much as the resize.
+    One more array of a picture's size costs as much as the resize: together they don't fit the cache.
     """
     low, high = values.min(initial=np.inf), values.max(initial=-np.inf)
     scaled = np.empty(values.shape, np.float32) if out is None else out
     if high > low:
         # Doubles may be too small for floats before they are divided.
         shifted = np.subtract(values, low, out=scaled if values.dtype == np.float32 else None)
-        np.divide(shifted, high - low, out=scaled, casting="same_kind")
+        np.divide(shifted, high - low, out=scaled)
     else:
         scaled[...] = 0
     return scaled
