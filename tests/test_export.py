@@ -192,21 +192,34 @@ def test_model_is_left_as_it_was(fails, tmp_path):
     assert state_of(model) == before
 
 
-def test_what_is_the_same_at_all_places_is_copied_once(tmp_path):
-    """Behind the layer is a mean: its gradient is turned and marked before it is repeated over the places."""
+class ClassMaps(Small):
+    """A 1x1 convolution to a map a class, and their averages."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.head = nn.Sequential(nn.Conv2d(8, 4, 1), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        return self.head(self.features(image))
+
+
+@pytest.mark.parametrize(("model", "last"), [(Small(), "Div"), (ClassMaps(), "Mul")])
+def test_what_is_repeated_over_the_places_is_copied_before(model, last, tmp_path):
+    """A gradient that is a few numbers a channel is turned and marked before it is as large as the maps."""
     path = tmp_path / "model.onnx"
-    export(Small(), EXAMPLE, path)
-    model = onnx.load(path)
-    makers = {name: node for node in model.graph.node for name in node.output}
+    export(model, EXAMPLE, path, layer="features")
+    proto = onnx.load(path)
+    makers = {name: node for node in proto.graph.node for name in node.output}
     repeat = makers["gradients"]
-    before = makers[repeat.input[0]]
-    model.graph.output.append(onnx.ValueInfoProto(name=repeat.input[0]))
-    feeds = {"image": IMAGES.numpy(), "class_index": CLASSES.numpy()}
-    *_, small = onnxruntime.InferenceSession(model.SerializeToString()).run(None, feeds)
-    assert (repeat.op_type, before.op_type) == ("Div", "Add")
-    assert small.shape == (3, 2, 8, 1, 1)
-    _, expected = autograd(Small(), ["features"], IMAGES, CLASSES)
-    np.testing.assert_allclose(run(path)["gradients"], expected["features"].numpy(), rtol=1e-6)
+    assert (repeat.op_type, makers[repeat.input[0]].op_type) == (last, "Add")
+    proto.graph.output.append(onnx.ValueInfoProto(name=repeat.input[0]))
+    feeds = {"image": IMAGES.numpy(), "class_index": torch.cat([CLASSES, CLASSES[:, :1] + 9], 1).numpy()}
+    *_, small = onnxruntime.InferenceSession(proto.SerializeToString()).run(None, feeds)
+    assert small.shape == (3, 3, 8, 1, 1)
+    found = run(path, IMAGES, torch.from_numpy(feeds["class_index"]))["gradients"]
+    _, expected = autograd(model, ["features"], IMAGES, CLASSES)
+    np.testing.assert_allclose(found[:, :2], expected["features"].numpy(), rtol=1e-5, atol=1e-8)
+    assert np.isnan(found[:, 2]).all()
 
 
 def test_in_place_module_behind_the_layer(tmp_path):

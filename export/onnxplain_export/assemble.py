@@ -136,14 +136,11 @@ def assemble(
     names.give(logits, LOGITS, ["batch", logits.shape[1] if logits.shape else None])
 
     def give_gradient(name: str, gradient: ir.Value, maps: FeatureMap, shape: Sequence[object]) -> ir.Value:
-        # What is the same at all places is turned and marked before it is repeated over them.
-        gradient, count = _before_repeat(gradient) if maps.tokens is None else (gradient, None)
-        # Inside, the classes are the outermost axis; outside, the batch is.
-        outermost_batch = op.Transpose(gradient, perm=[1, 0, *range(2, 1 + maps.rank)])
-        outermost_batch = maps.emit_fold(op, outermost_batch, 2, _grid_size(op, traced, maps))
-        given: ir.Value = op.Add(outermost_batch, nothing)
-        if count is not None:
-            given = op.Div(given, count)
+        if maps.tokens is None:
+            given = _in_callers_order(op, gradient, nothing)
+        else:
+            tokens = op.Transpose(gradient, perm=[1, 0, *range(2, 1 + maps.rank)])
+            given = op.Add(maps.emit_fold(op, tokens, 2, _grid_size(op, traced, maps)), nothing)
         names.give(given, name, ["batch", "classes", *shape])
         return given
 
@@ -182,20 +179,31 @@ def assemble(
     _clean(traced.model)
 
 
-def _before_repeat(gradient: ir.Value) -> tuple[ir.Value, ir.Value | None]:
-    """Return a mean's gradient before it is repeated over the places, and by what it is then divided.
+def _in_callers_order(op: Op, gradient: ir.Value, nothing: ir.Value) -> ir.Value:
+    """Return a gradient with the batch outermost, not the classes, and NaN where there is no such class.
 
-    Any other is returned as it is, with None.
+    Behind many layers it comes of a last step that repeats something small, as the gradient of a mean over
+    all places. That is then done with what is small: a gradient is large, and each copy takes long.
     """
-    divided = gradient.producer()
-    count = None if divided is None or divided.op_type != "Div" else operand(divided, 1)
-    maker = None if count is None else count.producer()
-    if divided is None or maker is None or maker.op_type != "ConstantOfShape":
-        return gradient, None
-    sizes = constant_ints(maker.inputs[0])
-    if sizes is None or len(sizes) > 3:  # the network's own, which may reach the batch
-        return gradient, None
-    return operand(divided, 0), count
+
+    def turned(value: ir.Value) -> ir.Value:
+        return op.Transpose(value, perm=[1, 0, 2, 3, 4])
+
+    last = gradient.producer()
+    if last is not None and last.op_type == "Mul":
+        one, other = operand(last, 0), operand(last, 1)
+        if static_dims(one)[3:] == [1, 1] and len(static_dims(other)) == 5:
+            return op.Mul(op.Add(turned(one), nothing), turned(other))
+    if last is not None and last.op_type == "Div" and _repeats_over_places(operand(last, 1)):
+        return op.Div(op.Add(turned(operand(last, 0)), nothing), operand(last, 1))
+    return op.Add(turned(gradient), nothing)
+
+
+def _repeats_over_places(divisor: ir.Value) -> bool:
+    """Say whether a value is one that a mean's rule divides by: of channels and places, not of the batch."""
+    maker = divisor.producer()
+    sizes = None if maker is None else constant_ints(maker.inputs[0])
+    return maker is not None and maker.op_type == "ConstantOfShape" and sizes is not None and len(sizes) <= 3
 
 
 def _give_maps(
