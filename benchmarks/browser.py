@@ -7,7 +7,6 @@ page itself says it, and in Python. Needs npm, Chromium, and playwright.
 from __future__ import annotations
 
 import argparse
-import shutil
 import statistics
 import sys
 import tempfile
@@ -15,6 +14,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+from chromium import launch
 from playwright.sync_api import sync_playwright
 
 from onnxplain import Explainer
@@ -41,8 +41,7 @@ def in_browser(folder: Path, picture: Path, repeats: int, headers: dict[str, str
     server = Server(folder, headers)
     found = []
     with sync_playwright() as playwright:
-        path = shutil.which("chromium") or shutil.which("google-chrome")
-        browser = playwright.chromium.launch(executable_path=path, args=["--no-sandbox", "--disable-gpu"])
+        browser = launch(playwright)
         page = browser.new_page()
         page.add_init_script(
             "document.addEventListener('explained', () => (window.done = (window.done ?? 0) + 1))"

@@ -728,12 +728,8 @@ class Case:
         from onnxplain.perturbation import rise
 
         network = Network(self.session, self.explainer.manifest, None)
-
-        def predict(images: NDArray[np.float32]) -> Any:
-            return network.probabilities(network.predict(images))
-
         classes = [self.predicted[number]]
-        found: Maps = rise(predict, self.images[number].numpy(), classes, count=MASKS, cells=CELLS)[0]
+        found: Maps = rise(network.scores, self.images[number].numpy(), classes, count=MASKS, cells=CELLS)[0]
         return found
 
 

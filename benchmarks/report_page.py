@@ -8,12 +8,12 @@ Needs Chromium and playwright.
 from __future__ import annotations
 
 import argparse
-import shutil
 import statistics
 import time
 from pathlib import Path
 from typing import Any
 
+from chromium import launch
 from playwright.sync_api import sync_playwright
 
 
@@ -28,8 +28,7 @@ def main() -> None:
     times: dict[Path, list[tuple[float, float]]] = {report: [] for report in options.reports}
     pictures: dict[Path, int] = {}
     with sync_playwright() as playwright:
-        path = shutil.which("chromium") or shutil.which("google-chrome")
-        browser = playwright.chromium.launch(executable_path=path, args=["--no-sandbox", "--disable-gpu"])
+        browser = launch(playwright)
         for _ in range(options.rounds):
             for report in options.reports:
                 context = browser.new_context()

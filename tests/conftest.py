@@ -17,23 +17,12 @@ from other_engines import PACKAGES
 from torchvision_operators import declare_torchvision_operators
 
 sys.path.append(str(Path(__file__).parents[1] / "benchmarks"))
+from chromium import chromium_path, launch
 from engine_runs import node_modules
 
 declare_torchvision_operators()
 if "PYTEST_XDIST_WORKER" in os.environ:  # there is one for each core
     torch.set_num_threads(1)
-
-
-CHROMIUM_FLAGS = [
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-    "--use-fake-device-for-media-stream",
-]
 
 
 @pytest.fixture(scope="module")
@@ -42,13 +31,12 @@ def browser() -> Iterator[Any]:
     driver = pytest.importorskip(
         "playwright.sync_api", reason="playwright, which drives the browser, isn't here"
     )
-    path = shutil.which("chromium") or shutil.which("google-chrome")
-    if path is None:
+    if chromium_path() is None:
         pytest.skip("there is no Chromium")
     with driver.sync_playwright() as playwright:
-        chromium = playwright.chromium.launch(executable_path=path, args=CHROMIUM_FLAGS)
-        yield chromium
-        chromium.close()
+        browser = launch(playwright)
+        yield browser
+        browser.close()
 
 
 @pytest.fixture(scope="session")
