@@ -869,9 +869,8 @@ def compared(method: str, one: Case, layer: str, each: bool) -> Iterator[tuple[t
     its = next(known for known in one.explainer.manifest.layers if known.name == layer)
     if method == "cam" and its.head != "gap_linear":
         return
-    # Score-CAM at a last layer of 1280 channels takes minutes a picture; a map of the image has no layer.
-    if (method == "scorecam" and its.channels > 500) or (method in OF_THE_IMAGE and not is_last):
-        return
+    if method in OF_THE_IMAGE and not is_last:
+        return  # a map of the image has no layer
     chosen = one.chosen(method)
     batches = one.batches(chosen, layer)
     maps = {"ours": one.ours(method, layer, chosen)}
