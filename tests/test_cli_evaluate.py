@@ -145,8 +145,6 @@ def test_resuming(folder, measured):
     "changes",
     [
         ("--seed", "1"),
-        ("--methods", "cam"),
-        ("--metrics", "deletion"),
         ("--boxes", "b.csv"),
         ("--layer", "features"),
     ],
@@ -158,8 +156,30 @@ def test_other_settings_are_measured_anew(changes, folder, measured):
     assert len(measured) == 2
     result = run(*call, *changes)
     assert result.exit_code == 0, result.output
-    assert len(measured) >= 4
+    assert len(measured) == 4
     assert len(journal()) == 2
+
+
+def test_other_methods_and_metrics_alone_are_measured(folder, measured):
+    call = ("evaluate", "m.onnx", "photos", "--methods")
+    run(*call, "gradcam", "--metrics", "drop")
+    assert sorted(measured) == ["gradcam"] * 3 + ["random"] * 3
+    measured.clear()
+    result = run(*call, "cam", "gradcam", "--metrics", "drop")
+    assert measured == ["cam"] * 3
+    assert [row["method"] for row in rows()] == ["random", "cam", "gradcam"] * 3
+    measured.clear()
+    both = run(*call, "gradcam", "--metrics", "deletion", "drop")
+    assert sorted(measured) == ["gradcam"] * 3 + ["random"] * 3  # their deletion
+    assert [row["metric"] for row in rows()] == ["deletion", "drop"] * 6
+    table = rows()
+    measured.clear()
+    assert run(*call, "cam", "gradcam", "--metrics", "drop").stdout == result.stdout
+    assert run(*call, "gradcam", "--metrics", "deletion", "drop").stdout == both.stdout
+    assert measured == []
+    whole = run(*call, "gradcam", "--metrics", "deletion", "drop", "-o", "anew")
+    assert whole.stdout.splitlines()[:-1] == both.stdout.splitlines()[:-1]
+    assert rows(Path("anew/evaluation.csv")) == table
 
 
 def test_another_model_or_picture_is_measured_anew(folder, measured):
@@ -289,10 +309,13 @@ def test_an_interruption_stops_what_runs(folder):
 
 def test_noise_is_as_coarse_as_the_maps(folder, monkeypatch):
     shapes = []
-    monkeypatch.setattr(
-        evaluation, "measure", lambda explanation, *rest: shapes.append(explanation.cams[0].shape) or {}
-    )
-    evaluator = Evaluator(Explainer("m.onnx"), b"", Plan(("gradcam",), ()))
+
+    def measure(explanation, *rest):
+        shapes.append(explanation.cams[0].shape)
+        return {"drop": 0.0}
+
+    monkeypatch.setattr(evaluation, "measure", measure)
+    evaluator = Evaluator(Explainer("m.onnx"), b"", Plan(("gradcam",), ("drop",)))
     (outcome,) = evaluator.run([Case(Path("photos/0.png"))], {})
     assert outcome.error is None
     assert shapes == [(6, 8)] * 2

@@ -112,7 +112,7 @@ def focused(tab: Any) -> str:
 
 
 def wait_for_focus(tab: Any, name: str) -> None:
-    """Wait until the focus is there: a dialog's `close` event, which moves it, comes after the dialog is gone."""
+    """Wait until the focus is there: a dialog's `close` event, which moves it, comes after it is gone."""
     until = time.monotonic() + 30
     while focused(tab) != name:
         assert time.monotonic() < until, f"the focus is at {focused(tab)}, not at {name}"

@@ -71,21 +71,32 @@ class Measured:
     scores: Scores
 
 
+Known = Mapping[str, Sequence[Measured]]
+"""What was measured before, of other methods and metrics too: of each key, its classes."""
+
+
 @dataclass(frozen=True)
 class Outcome:
-    """A picture that was measured, or why it wasn't.
+    """What the plan asks of a picture, or why it couldn't be measured.
 
     Parameters
     ----------
     number
         Of the case.
     key
-        Says of which file and settings these are the measurements.
+        Says of which file, picture, boxes and settings these are the measurements.
+    classes
+        The measurements.
+    is_new
+        Whether some of them were made now.
+    error
+        Why there are none.
     """
 
     number: int
     key: str
     classes: tuple[Measured, ...] = ()
+    is_new: bool = True
     error: str | None = None
 
 
@@ -111,8 +122,6 @@ class Evaluator:
             "onnxplain": __version__,
             "model": hashlib.sha256(model).hexdigest(),
             "size": [self._network.input.height, self._network.input.width],
-            "methods": plan.methods,
-            "metrics": plan.metrics,
             "layer": plan.layer,
             "seed": plan.seed,
         }
@@ -128,7 +137,7 @@ class Evaluator:
         for label in {one.label for case in cases for one in case.annotations}:
             self._resolve(label)
 
-    def run(self, cases: Sequence[Case], known: Mapping[str, Outcome]) -> Iterator[Outcome]:
+    def run(self, cases: Sequence[Case], known: Known) -> Iterator[Outcome]:
         """Measure pictures, one a core at a time; yield each as it is done.
 
         Parameters
@@ -136,7 +145,7 @@ class Evaluator:
         cases
             The pictures.
         known
-            What was measured before, by its key: it isn't again.
+            What was measured before: it isn't again.
         """
         stopped = Event()
         pool = ThreadPoolExecutor(cores(), thread_name_prefix="onnxplain")
@@ -150,24 +159,47 @@ class Evaluator:
             stopped.set()
             pool.shutdown(cancel_futures=True)
 
-    def _measure(self, number: int, case: Case, known: Mapping[str, Outcome], stopped: Event) -> Outcome:
+    def _measure(self, number: int, case: Case, known: Known, stopped: Event) -> Outcome:
         key = ""
         try:
             data = read_file(case.path)
             digest = hashlib.sha256(data).hexdigest()
             key = self._key(digest, case.annotations)
-            if key in known:
-                return replace(known[key], number=number)
+            before = known.get(key, ())
+            metrics = [
+                name for name in self._plan.metrics if case.annotations or not METRICS[name].needs_boxes
+            ]
+            if before and not any(self._missing(one.scores, metrics) for one in before):
+                return Outcome(
+                    number, key, tuple(self._planned(one, metrics) for one in before), is_new=False
+                )
             image = decode_image(data, str(case.path))
             # Of the picture's own bytes: neither its name nor its turn change its noise.
             seed = [self._plan.seed, int(digest[:16], 16)]
+            scores = {one.index: one.scores for one in before}
             classes = [
-                self._measure_class(image, target, regions, seed, stopped)
+                self._measure_class(image, target, regions, metrics, scores, seed, stopped)
                 for target, regions in self._classes(case, image.shape).items()
             ]
-            return Outcome(number, key, tuple(classes))
+            return Outcome(number, key, tuple(self._planned(one, metrics) for one in classes))
         except (ImageError, BoxesError) as error:
             return Outcome(number, key, error=str(error))
+
+    def _missing(self, scores: Scores, metrics: Sequence[str]) -> dict[str, list[str]]:
+        """Return the methods that lack some of the metrics, and which."""
+        found = {
+            method: [name for name in metrics if name not in scores.get(method, {})]
+            for method in (CONTROL, *self._plan.methods)
+        }
+        return {method: names for method, names in found.items() if names}
+
+    def _planned(self, one: Measured, metrics: Sequence[str]) -> Measured:
+        """Return what the plan asks of what was measured, in its order."""
+        scores = {
+            method: {name: one.scores[method][name] for name in metrics}
+            for method in (CONTROL, *self._plan.methods)
+        }
+        return replace(one, scores=scores)
 
     def _key(self, digest: str, annotations: Sequence[Annotation]) -> str:
         settings = {**self._settings, "picture": digest, "boxes": [one[1:] for one in annotations]}
@@ -192,9 +224,12 @@ class Evaluator:
         image: NDArray[np.uint8],
         target: int,
         regions: Sequence[Region],
+        metrics: Sequence[str],
+        known: Mapping[int, Scores],
         seed: list[int],
         stopped: Event,
     ) -> Measured:
+        """Return a class's measurements: those known before, and what they lack."""
         tensor = self._network.prepare(Picture(image, image.shape[:2]))[0]
         first = self._explainer.explain(image, target, layer=self._plan.layer)
 
@@ -206,21 +241,21 @@ class Evaluator:
             go_on()
             return self._network.scores(images)[:, first.index]
 
-        generator = np.random.default_rng(seed)
-        noise = tuple(generator.random(cam.shape, np.float32) for cam in first.cams)
+        def explain(method: str) -> Explanation:
+            if method == CONTROL:
+                generator = np.random.default_rng(seed)
+                noise = tuple(generator.random(cam.shape, np.float32) for cam in first.cams)
+                return replace(first, method=CONTROL, cams=noise)
+            if method == first.method:
+                return first
+            return self._explainer.explain(image, first.index, method, self._plan.layer, progress=go_on)
 
-        def measured(one: Explanation) -> dict[str, float]:
-            return measure(one, tensor, predict, regions, self._plan.metrics, seed)
-
+        found = dict(known.get(first.index, {}))
         # One by one: what an explanation holds of a large picture is large too.
-        found = {CONTROL: measured(replace(first, method=CONTROL, cams=noise))}
-        for method in self._plan.methods:
+        for method, names in self._missing(found, metrics).items():
             go_on()
-            found[method] = measured(
-                first
-                if method == first.method
-                else self._explainer.explain(image, first.index, method, self._plan.layer, progress=go_on)
-            )
+            new = measure(explain(method), tensor, predict, regions, names, seed)
+            found[method] = {**found.get(method, {}), **new}
         return Measured(first.index, first.label, found)
 
 
@@ -232,7 +267,7 @@ def measure(
     metrics: Sequence[str],
     seed: Sequence[int],
 ) -> dict[str, float]:
-    """Return a map's metrics; those that need boxes only where there are some.
+    """Return a map's metrics.
 
     Parameters
     ----------
@@ -243,7 +278,7 @@ def measure(
     predict
         Returns probabilities of the explained class.
     regions
-        The boxes.
+        The boxes; some, where a metric needs them.
     metrics
         Keys of `onnxplain.metrics.METRICS`.
     seed
@@ -260,13 +295,13 @@ def measure(
             found[metric] = deletion(predict, tensor, heat)
         elif metric in ("drop", "increase"):
             found["drop"], found["increase"] = confidence_drop(predict, tensor, heat)
-        elif regions and metric == "pointing":
+        elif metric == "pointing":
             found[metric] = pointing_game(explanation.heatmap, regions)
-        elif regions and metric == "energy":
+        elif metric == "energy":
             found[metric] = energy_in_boxes(explanation.heatmap, regions)
-        elif regions and metric == "iou":
+        elif metric == "iou":
             found[metric] = box_overlap(explanation.boxes(0.2), regions)
-    return {metric: found[metric] for metric in metrics if metric in found}
+    return {metric: found[metric] for metric in metrics}
 
 
 @dataclass(frozen=True)

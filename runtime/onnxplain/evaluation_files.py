@@ -7,18 +7,19 @@ import io
 import json
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from onnxplain.evaluation import Case, Measured, Outcome, Plan, Summary
+from onnxplain.evaluation import Case, Known, Measured, Outcome, Summary
 from onnxplain.files import write_atomically
 from onnxplain.metrics import CONTROL, METRICS
 
 JOURNAL, TABLE, PLOT = "evaluation.jsonl", "evaluation.csv", "evaluation.png"
 
 
-def read_journal(folder: Path, plan: Plan) -> dict[str, Outcome]:
-    """Return what was measured before, by its key.
+def read_journal(folder: Path) -> Known:
+    """Return what was measured before. What several lines say of a picture is taken together.
 
     A line that an interruption cut off, or that isn't ours, is left out: its picture is measured again.
     """
@@ -26,8 +27,12 @@ def read_journal(folder: Path, plan: Plan) -> dict[str, Outcome]:
         lines = (folder / JOURNAL).read_text(encoding="utf-8", errors="replace").splitlines()
     except FileNotFoundError:
         return {}
-    outcomes = [outcome for line in lines if (outcome := _read_line(line, plan))]
-    return {outcome.key: outcome for outcome in outcomes}
+    known: dict[str, dict[int, Measured]] = {}
+    for key, classes in filter(None, map(_read_line, lines)):
+        of_picture = known.setdefault(key, {})
+        for one in classes:
+            of_picture[one.index] = _together(of_picture.get(one.index, one), one)
+    return {key: tuple(of_picture.values()) for key, of_picture in known.items()}
 
 
 def append_to_journal(folder: Path, case: Case, outcome: Outcome) -> None:
@@ -90,28 +95,31 @@ def _interval(row: Summary) -> tuple[float, float]:
     return (row.value.mean if low is None else low), (row.value.mean if high is None else high)
 
 
-def _read_line(line: str, plan: Plan) -> Outcome | None:
+def _read_line(line: str) -> tuple[str, list[Measured]] | None:
     try:
         found: Any = json.loads(line)
-        classes = tuple(
-            Measured(int(one["index"]), one["label"], _read_scores(one["scores"], plan))
-            for one in found["classes"]
-        )
-        return Outcome(-1, str(found["key"]), classes) if classes else None
+        classes = [
+            Measured(int(one["index"]), one["label"], _read_scores(one["scores"])) for one in found["classes"]
+        ]
+        return str(found["key"]), classes
     except (ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError):
         return None
 
 
-def _read_scores(scores: Any, plan: Plan) -> dict[str, dict[str, float]]:
-    read = {}
-    for method in (CONTROL, *plan.methods):
-        wanted = [
-            metric for metric in plan.metrics if metric in scores[method] or not METRICS[metric].needs_boxes
-        ]
-        read[method] = {metric: float(scores[method][metric]) for metric in wanted}
-        if not all(map(math.isfinite, read[method].values())):
-            raise ValueError
+def _read_scores(scores: Any) -> dict[str, dict[str, float]]:
+    read = {
+        method: {metric: float(value) for metric, value in values.items()}
+        for method, values in scores.items()
+    }
+    if not all(math.isfinite(value) for values in read.values() for value in values.values()):
+        raise ValueError
     return read
+
+
+def _together(before: Measured, after: Measured) -> Measured:
+    methods = dict.fromkeys((*before.scores, *after.scores))
+    scores = {method: {**before.scores.get(method, {}), **after.scores.get(method, {})} for method in methods}
+    return replace(after, scores=scores)
 
 
 def _ends_with_a_line(path: Path) -> bool:

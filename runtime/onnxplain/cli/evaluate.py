@@ -120,8 +120,9 @@ def command(
     and compared with maps of noise that are as coarse. Into the output folder go evaluation.csv, a row for
     each picture, method and metric, and evaluation.png.
 
-    What is measured is written down at once: the same call goes on where an earlier one was interrupted. A
-    picture that can't be read is reported and left out; the exit code is then 1.
+    What is measured is written down at once, and isn't measured again: the same call goes on where an earlier
+    one was interrupted, and one with other methods or metrics measures those alone. A picture that can't be
+    read is reported and left out; the exit code is then 1.
     """
     metrics = _metrics(metrics, boxes)
     if checkpoint and not sanity:
@@ -141,7 +142,7 @@ def command(
     evaluator = Evaluator(explainer, read_file(model), plan)
     evaluator.check_classes(cases)
     output.mkdir(parents=True, exist_ok=True)
-    outcomes = _run(evaluator, cases, plan, output)
+    outcomes = _run(evaluator, cases, output)
     if outcomes:
         summaries = summarise(outcomes, plan)
         write_table(output, cases, outcomes)
@@ -174,11 +175,11 @@ def _cases(paths: Sequence[Path], output: Path, boxes: Path | None) -> list[Case
     return [Case(path, tuple(found.get(number, ()))) for number, path in enumerate(pictures)]
 
 
-def _run(evaluator: Evaluator, cases: Sequence[Case], plan: Plan, output: Path) -> list[Outcome]:
-    """Measure the pictures that haven't been; return those that could be, in order."""
+def _run(evaluator: Evaluator, cases: Sequence[Case], output: Path) -> list[Outcome]:
+    """Measure what hasn't been; return the pictures that could be measured, in order."""
     from onnxplain.evaluation_files import append_to_journal, read_journal
 
-    known = read_journal(output, plan)
+    known = read_journal(output)
     outcomes = []
     is_shown = sys.stderr.isatty()
     with click.progressbar(
@@ -188,7 +189,7 @@ def _run(evaluator: Evaluator, cases: Sequence[Case], plan: Plan, output: Path) 
             if outcome.error is not None:
                 click.echo(f"{CLEAR_LINE * is_shown}Error: {printable(outcome.error)}", err=True)
                 continue
-            if outcome.key not in known:
+            if outcome.is_new:
                 append_to_journal(output, cases[outcome.number], outcome)
             outcomes.append(outcome)
     return sorted(outcomes, key=lambda outcome: outcome.number)
