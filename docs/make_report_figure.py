@@ -10,6 +10,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import time
 from pathlib import Path
 
 import skimage.data
@@ -51,7 +52,10 @@ def photograph(page: Path) -> None:
         tab.goto(page.as_uri())
         tab.get_by_label("Boxes").first.check()
         # Not wait_for_function: it evaluates a string in the page, which the page's policy forbids.
+        until = time.monotonic() + 60
         while not tab.evaluate("[...document.images].every(one => one.complete)"):
+            if time.monotonic() > until:
+                raise SystemExit("the report's images aren't loaded after a minute")
             tab.wait_for_timeout(50)
         tab.screenshot(path=FIGURE)
         browser.close()

@@ -106,12 +106,12 @@ def test_values_depend_on_neither_order_nor_name(folder):
 
 @pytest.fixture
 def measured(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """The maps that are measured."""
+    """The maps that are measured: method and metrics."""
     done = []
 
-    def measure(explanation, *rest):
-        done.append(explanation.method)
-        return original(explanation, *rest)
+    def measure(explanation, tensor, predict, regions, metrics, seed):
+        done.append(" ".join([explanation.method, *metrics]))
+        return original(explanation, tensor, predict, regions, metrics, seed)
 
     original = evaluation.measure
     monkeypatch.setattr(evaluation, "measure", measure)
@@ -163,23 +163,116 @@ def test_other_settings_are_measured_anew(changes, folder, measured):
 def test_other_methods_and_metrics_alone_are_measured(folder, measured):
     call = ("evaluate", "m.onnx", "photos", "--methods")
     run(*call, "gradcam", "--metrics", "drop")
-    assert sorted(measured) == ["gradcam"] * 3 + ["random"] * 3
+    assert sorted(measured) == ["gradcam drop"] * 3 + ["random drop"] * 3
     measured.clear()
     result = run(*call, "cam", "gradcam", "--metrics", "drop")
-    assert measured == ["cam"] * 3
+    assert measured == ["cam drop"] * 3
     assert [row["method"] for row in rows()] == ["random", "cam", "gradcam"] * 3
     measured.clear()
-    both = run(*call, "gradcam", "--metrics", "deletion", "drop")
-    assert sorted(measured) == ["gradcam"] * 3 + ["random"] * 3  # their deletion
-    assert [row["metric"] for row in rows()] == ["deletion", "drop"] * 6
+    more = ("road", "increase", "drop")
+    both = run(*call, "gradcam", "--metrics", *more)
+    assert sorted(measured) == ["gradcam road increase"] * 3 + ["random road increase"] * 3
+    assert [row["metric"] for row in rows()] == [*more] * 6
     table = rows()
     measured.clear()
     assert run(*call, "cam", "gradcam", "--metrics", "drop").stdout == result.stdout
-    assert run(*call, "gradcam", "--metrics", "deletion", "drop").stdout == both.stdout
+    assert run(*call, "gradcam", "--metrics", *more).stdout == both.stdout
     assert measured == []
-    whole = run(*call, "gradcam", "--metrics", "deletion", "drop", "-o", "anew")
-    assert whole.stdout.splitlines()[:-1] == both.stdout.splitlines()[:-1]
+    anew = run(*call, "gradcam", "--metrics", *more, "-o", "anew")
+    assert anew.stdout.splitlines()[:-1] == both.stdout.splitlines()[:-1]
     assert rows(Path("anew/evaluation.csv")) == table
+
+
+def test_classes_of_a_picture_keep_their_own_boxes(folder, measured):
+    """Resumed, with another method, and where a box without a class is of the same class as one with it."""
+    predicted = Explainer("m.onnx").explain("photos/0.png").index
+    other = (predicted + 1) % 4
+    Path("b.csv").write_text(
+        f"file,x0,y0,x1,y1,class\n0.png,0,0,6,6,{predicted}\n0.png,0,0,40,20,\n0.png,9,9,20,20,{other}\n"
+    )
+    call = ("evaluate", "m.onnx", "photos/0.png", "--metrics", "energy", "--boxes", "b.csv", "--methods")
+    first = run(*call, "gradcam")
+    assert first.exit_code == 0, first.output
+    assert [row["class"] for row in rows()] == [str(predicted)] * 2 + [str(other)] * 2
+    measured.clear()
+    assert run(*call, "gradcam").stdout == first.stdout
+    assert measured == []
+    run(*call, "gradcam", "cam")
+    assert measured == ["cam energy"] * 2
+    run(*call, "gradcam", "cam", "-o", "anew")
+    assert rows() == rows(Path("anew/evaluation.csv"))
+    values = [row["value"] for row in rows()]
+    assert len(set(values[:3]) & set(values[3:])) == 0
+
+
+def test_a_journal_of_other_classes_is_measured_anew(folder, measured):
+    call = ("evaluate", "m.onnx", "photos/0.png", "--methods", "gradcam", *QUICK)
+    run(*call)
+    table = rows()
+    line = json.loads(journal()[0])
+    line["classes"][0]["index"] = (line["classes"][0]["index"] + 1) % 4
+    del line["classes"][0]["scores"]["gradcam"]
+    Path("evaluation/evaluation.jsonl").write_text(json.dumps(line) + "\n")
+    for _ in range(2):
+        run(*call)
+        assert rows() == table
+        assert len(journal()) == 2
+    assert len(measured) == 4
+
+
+@pytest.mark.parametrize("changes", [{"label": ["x"]}, {"index": 0.5}, {"index": -1}, {"scores": [1]}])
+def test_a_hostile_journal(changes, folder, measured):
+    call = ("evaluate", "m.onnx", "photos/0.png", "--methods", "gradcam", *QUICK)
+    run(*call)
+    table = rows()
+    line = json.loads(journal()[0])
+    line["classes"][0].update(changes)
+    Path("evaluation/evaluation.jsonl").write_text(json.dumps(line) + "\n")
+    run(*call)
+    assert rows() == table
+    assert len(measured) == 4
+
+
+def test_moved_boxes_are_measured_anew(folder, measured):
+    call = ("evaluate", "m.onnx", "photos/0.png", "--methods", "gradcam", "--boxes", "b.csv")
+    for box in ("5,5,20,20,0", "6,5,20,20,0", "6,5,20,20,1"):
+        Path("b.csv").write_text(f"file,x0,y0,x1,y1,class\n0.png,{box}\n")
+        measured.clear()
+        assert run(*call, "--metrics", "energy").exit_code == 0
+        assert len(measured) == 2
+
+
+def test_another_version_measures_anew(folder, measured, monkeypatch):
+    call = ("evaluate", "m.onnx", "photos/0.png", "--methods", "gradcam", *QUICK)
+    run(*call)
+    for module in (evaluation, evaluation.onnxruntime):
+        monkeypatch.setattr(module, "__version__", "0.0.1")
+        measured.clear()
+        run(*call)
+        assert len(measured) == 2
+
+
+def test_predictions_of_a_map(folder, monkeypatch):
+    """As docs/evaluate.md counts them: 18 of ROAD, 101 of insertion, 101 of deletion, 2 of the others."""
+    predicted = []
+    explainer = Explainer("m.onnx")
+    scores = explainer.network.scores
+    monkeypatch.setattr(
+        explainer.network, "scores", lambda batch: predicted.append(len(batch)) or scores(batch)
+    )
+    metrics = ("road", "insertion", "deletion", "drop", "increase")
+    (outcome,) = Evaluator(explainer, b"", Plan((), metrics)).run([Case(Path("photos/0.png"))], {})
+    assert tuple(outcome.classes[0].scores["random"]) == metrics
+    assert sum(predicted) == 222
+
+
+def test_no_picture_with_boxes_can_be_measured(folder):
+    Path("photos/0.png").write_bytes(b"no picture")
+    Path("b.csv").write_text("file,x0,y0,x1,y1\n0.png,5,5,20,20\n")
+    result = run("evaluate", "m.onnx", "photos", "--metrics", "iou", "--boxes", "b.csv")
+    assert result.exit_code == 1
+    assert "0.png is damaged" in result.stderr
+    assert "none of the pictures with boxes could be measured" in result.stderr
 
 
 def test_another_model_or_picture_is_measured_anew(folder, measured):

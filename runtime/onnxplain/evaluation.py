@@ -12,6 +12,7 @@ from threading import Event
 from typing import Any
 
 import numpy as np
+import onnxruntime
 from numpy.typing import NDArray
 
 from onnxplain import __version__
@@ -71,8 +72,8 @@ class Measured:
     scores: Scores
 
 
-Known = Mapping[str, Sequence[Measured]]
-"""What was measured before, of other methods and metrics too: of each key, its classes."""
+Journal = Mapping[str, Sequence[Measured]]
+"""What was measured before, of other methods and metrics too: for each key of an outcome, its classes."""
 
 
 @dataclass(frozen=True)
@@ -88,7 +89,7 @@ class Outcome:
     classes
         The measurements.
     is_new
-        Whether some of them were made now.
+        Whether some of it was measured now.
     error
         Why there are none.
     """
@@ -96,7 +97,7 @@ class Outcome:
     number: int
     key: str
     classes: tuple[Measured, ...] = ()
-    is_new: bool = True
+    is_new: bool = False
     error: str | None = None
 
 
@@ -120,6 +121,7 @@ class Evaluator:
             explainer.check(method, plan.layer)
         self._settings = {
             "onnxplain": __version__,
+            "onnxruntime": [onnxruntime.__version__, *explainer.providers],
             "model": hashlib.sha256(model).hexdigest(),
             "size": [self._network.input.height, self._network.input.width],
             "layer": plan.layer,
@@ -137,7 +139,7 @@ class Evaluator:
         for label in {one.label for case in cases for one in case.annotations}:
             self._resolve(label)
 
-    def run(self, cases: Sequence[Case], known: Known) -> Iterator[Outcome]:
+    def run(self, cases: Sequence[Case], known: Journal) -> Iterator[Outcome]:
         """Measure pictures, one a core at a time; yield each as it is done.
 
         Parameters
@@ -159,7 +161,7 @@ class Evaluator:
             stopped.set()
             pool.shutdown(cancel_futures=True)
 
-    def _measure(self, number: int, case: Case, known: Known, stopped: Event) -> Outcome:
+    def _measure(self, number: int, case: Case, known: Journal, stopped: Event) -> Outcome:
         key = ""
         try:
             data = read_file(case.path)
@@ -170,18 +172,16 @@ class Evaluator:
                 name for name in self._plan.metrics if case.annotations or not METRICS[name].needs_boxes
             ]
             if before and not any(self._missing(one.scores, metrics) for one in before):
-                return Outcome(
-                    number, key, tuple(self._planned(one, metrics) for one in before), is_new=False
-                )
+                return Outcome(number, key, tuple(self._planned(one, metrics) for one in before))
             image = decode_image(data, str(case.path))
             # Of the picture's own bytes: neither its name nor its turn change its noise.
             seed = [self._plan.seed, int(digest[:16], 16)]
             scores = {one.index: one.scores for one in before}
             classes = [
-                self._measure_class(image, target, regions, metrics, scores, seed, stopped)
-                for target, regions in self._classes(case, image.shape).items()
+                self._measure_class(image, index, regions, metrics, scores.get(index, {}), seed, stopped)
+                for index, regions in self._classes(case, image).items()
             ]
-            return Outcome(number, key, tuple(self._planned(one, metrics) for one in classes))
+            return Outcome(number, key, tuple(self._planned(one, metrics) for one in classes), is_new=True)
         except (ImageError, BoxesError) as error:
             return Outcome(number, key, error=str(error))
 
@@ -205,16 +205,22 @@ class Evaluator:
         settings = {**self._settings, "picture": digest, "boxes": [one[1:] for one in annotations]}
         return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
 
-    def _classes(self, case: Case, shape: Sequence[int]) -> dict[int, list[Region]]:
+    def _classes(self, case: Case, image: NDArray[np.uint8]) -> dict[int, list[Region]]:
         """Return the boxes of each class that the boxes name: of the predicted one where they name none."""
+        height, width = image.shape[:2]
         found: dict[int, list[Region]] = {}
         for _, region, label in case.annotations:
-            if region.x0 >= shape[1] or region.y0 >= shape[0] or region.x1 <= 0 or region.y1 <= 0:
+            if region.x0 >= width or region.y0 >= height or region.x1 <= 0 or region.y1 <= 0:
                 raise BoxesError(
-                    f"{case.path} has {shape[1]} x {shape[0]} pixels, and a box is outside: {tuple(region)}"
+                    f"{case.path} has {width} x {height} pixels, and a box is outside: {tuple(region)}"
                 )
-            found.setdefault(self._resolve(label), []).append(region)
-        return found or {-1: []}
+            found.setdefault(self._index(image, label), []).append(region)
+        return found or {self._index(image, None): []}
+
+    def _index(self, image: NDArray[np.uint8], label: str | int | None) -> int:
+        """Return a class's index: two labels of a picture may name the same class."""
+        target = self._resolve(label)
+        return target if target >= 0 else self._explainer.explain(image, target).index
 
     def _resolve(self, label: str | int | None) -> int:
         return resolve_target(label, self._explainer.manifest.labels, self._network.num_classes)
@@ -222,16 +228,16 @@ class Evaluator:
     def _measure_class(
         self,
         image: NDArray[np.uint8],
-        target: int,
+        index: int,
         regions: Sequence[Region],
         metrics: Sequence[str],
-        known: Mapping[int, Scores],
+        before: Scores,
         seed: list[int],
         stopped: Event,
     ) -> Measured:
-        """Return a class's measurements: those known before, and what they lack."""
+        """Return a class's measurements: those from before, and what they lack."""
         tensor = self._network.prepare(Picture(image, image.shape[:2]))[0]
-        first = self._explainer.explain(image, target, layer=self._plan.layer)
+        first = self._explainer.explain(image, index, layer=self._plan.layer)
 
         def go_on(*_progress: int) -> None:
             if stopped.is_set():
@@ -239,7 +245,7 @@ class Evaluator:
 
         def predict(images: NDArray[np.float32]) -> NDArray[Any]:
             go_on()
-            return self._network.scores(images)[:, first.index]
+            return self._network.scores(images)[:, index]
 
         def explain(method: str) -> Explanation:
             if method == CONTROL:
@@ -248,15 +254,15 @@ class Evaluator:
                 return replace(first, method=CONTROL, cams=noise)
             if method == first.method:
                 return first
-            return self._explainer.explain(image, first.index, method, self._plan.layer, progress=go_on)
+            return self._explainer.explain(image, index, method, self._plan.layer, progress=go_on)
 
-        found = dict(known.get(first.index, {}))
+        found = dict(before)
         # One by one: what an explanation holds of a large picture is large too.
         for method, names in self._missing(found, metrics).items():
             go_on()
             new = measure(explain(method), tensor, predict, regions, names, seed)
             found[method] = {**found.get(method, {}), **new}
-        return Measured(first.index, first.label, found)
+        return Measured(index, first.label, found)
 
 
 def measure(
@@ -293,7 +299,7 @@ def measure(
             found[metric] = insertion(predict, tensor, heat)
         elif metric == "deletion":
             found[metric] = deletion(predict, tensor, heat)
-        elif metric in ("drop", "increase"):
+        elif metric in ("drop", "increase") and metric not in found:
             found["drop"], found["increase"] = confidence_drop(predict, tensor, heat)
         elif metric == "pointing":
             found[metric] = pointing_game(explanation.heatmap, regions)

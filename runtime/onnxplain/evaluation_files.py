@@ -11,17 +11,19 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from onnxplain.evaluation import Case, Known, Measured, Outcome, Summary
+from onnxplain.evaluation import Case, Journal, Measured, Outcome, Summary
 from onnxplain.files import write_atomically
 from onnxplain.metrics import CONTROL, METRICS
 
 JOURNAL, TABLE, PLOT = "evaluation.jsonl", "evaluation.csv", "evaluation.png"
 
 
-def read_journal(folder: Path) -> Known:
-    """Return what was measured before. What several lines say of a picture is taken together.
+def read_journal(folder: Path) -> Journal:
+    """Return what was measured before.
 
-    A line that an interruption cut off, or that isn't ours, is left out: its picture is measured again.
+    What several lines say of the same classes of a picture is taken together; of other classes, the last
+    line counts. A line that an interruption cut off, or that isn't ours, is left out: its picture is measured
+    again.
     """
     try:
         lines = (folder / JOURNAL).read_text(encoding="utf-8", errors="replace").splitlines()
@@ -29,14 +31,17 @@ def read_journal(folder: Path) -> Known:
         return {}
     known: dict[str, dict[int, Measured]] = {}
     for key, classes in filter(None, map(_read_line, lines)):
-        of_picture = known.setdefault(key, {})
-        for one in classes:
-            of_picture[one.index] = _together(of_picture.get(one.index, one), one)
-    return {key: tuple(of_picture.values()) for key, of_picture in known.items()}
+        before = known.get(key, {})
+        known[key] = (
+            {index: _merged(before[index], one) for index, one in classes.items()}
+            if before.keys() == classes.keys()
+            else classes
+        )
+    return {key: tuple(classes.values()) for key, classes in known.items()}
 
 
 def append_to_journal(folder: Path, case: Case, outcome: Outcome) -> None:
-    """Write down what was measured of a picture."""
+    """Write down what the plan asks of a picture, what was known of it before too."""
     classes = [{"index": one.index, "label": one.label, "scores": one.scores} for one in outcome.classes]
     line = json.dumps({"picture": str(case.path), "key": outcome.key, "classes": classes}, allow_nan=False)
     with (folder / JOURNAL).open("ab") as journal:
@@ -95,15 +100,21 @@ def _interval(row: Summary) -> tuple[float, float]:
     return (row.value.mean if low is None else low), (row.value.mean if high is None else high)
 
 
-def _read_line(line: str) -> tuple[str, list[Measured]] | None:
+def _read_line(line: str) -> tuple[str, dict[int, Measured]] | None:
+    """Return a picture's key and its classes, by their index."""
     try:
         found: Any = json.loads(line)
-        classes = [
-            Measured(int(one["index"]), one["label"], _read_scores(one["scores"])) for one in found["classes"]
-        ]
-        return str(found["key"]), classes
+        classes = [_read_class(one) for one in found["classes"]]
+        return str(found["key"]), {one.index: one for one in classes}
     except (ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError):
         return None
+
+
+def _read_class(one: Any) -> Measured:
+    index, label = one["index"], one["label"]
+    if type(index) is not int or index < 0 or not isinstance(label, str | None):
+        raise ValueError
+    return Measured(index, label, _read_scores(one["scores"]))
 
 
 def _read_scores(scores: Any) -> dict[str, dict[str, float]]:
@@ -116,7 +127,8 @@ def _read_scores(scores: Any) -> dict[str, dict[str, float]]:
     return read
 
 
-def _together(before: Measured, after: Measured) -> Measured:
+def _merged(before: Measured, after: Measured) -> Measured:
+    """Return the scores of both; where both have one, the later."""
     methods = dict.fromkeys((*before.scores, *after.scores))
     scores = {method: {**before.scores.get(method, {}), **after.scores.get(method, {})} for method in methods}
     return replace(after, scores=scores)

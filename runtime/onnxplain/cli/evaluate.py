@@ -86,7 +86,11 @@ class _Lists(click.Command):
 )
 @click.option("--layer", metavar="L", show_default="all together", help="One of the file's target layers.")
 @click.option(
-    "--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Of all that is random."
+    "--seed",
+    type=click.IntRange(min=0),
+    default=0,
+    show_default=True,
+    help="Of the control, ROAD's noise and the resamples.",
 )
 @device_option
 @click.option(
@@ -118,7 +122,7 @@ def command(
 
     A PATH is a picture or a folder, as `explain` takes it. Each method's maps are measured on each picture,
     and compared with maps of noise that are as coarse. Into the output folder go evaluation.csv, a row for
-    each picture, method and metric, and evaluation.png.
+    each picture, class, method and metric, and evaluation.png.
 
     What is measured is written down at once, and isn't measured again: the same call goes on where an earlier
     one was interrupted, and one with other methods or metrics measures those alone. A picture that can't be
@@ -143,8 +147,8 @@ def command(
     evaluator.check_classes(cases)
     output.mkdir(parents=True, exist_ok=True)
     outcomes = _run(evaluator, cases, output)
-    if outcomes:
-        summaries = summarise(outcomes, plan)
+    summaries = summarise(outcomes, plan)
+    if summaries:
         write_table(output, cases, outcomes)
         write_plot(output, summaries)
         click.echo(_report(summaries))
@@ -152,6 +156,8 @@ def command(
         click.echo(f"\nPicture by picture: {written[0]}; as a plot: {written[1]}")
         if network:
             click.echo(f"\n{_check_sanity(explainer, network, cases, outcomes, plan, output)}")
+    elif outcomes:
+        click.echo("Error: none of the pictures with boxes could be measured.", err=True)
     if len(outcomes) < len(cases):
         click.get_current_context().exit(1)
 
