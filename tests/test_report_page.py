@@ -289,6 +289,22 @@ def test_the_arrow_keys_pass_over_what_is_filtered_out(visit: Visit, report: Pat
     wait_for_focus(tab, "0015.jpg")
 
 
+def test_a_picture_opened_as_another_closes_is_shown(visit: Visit, report: Path) -> None:
+    """The dialog's `close` event comes after it is open again."""
+    tab = visit(report)
+    shown(tab).first.click()
+    tab.evaluate(
+        """() => new Promise((resolve) => {
+          opened.addEventListener("close", resolve);
+          opened.close();
+          open(shown()[1]);
+        })"""
+    )
+    assert tab.locator("dialog .class").count() == TOP
+    assert tab.inner_text("#opened-name") == "0001.jpg"
+    assert focused(tab) == "opened-name"
+
+
 def test_everything_has_a_name(visit: Visit, report: Path) -> None:
     tab = visit(report)
     shown(tab).first.click()
