@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import shutil
+import time
+from collections.abc import Callable
 from typing import Any
 
 FLAGS = [
@@ -25,3 +27,20 @@ def chromium_path() -> str | None:
 def launch(playwright: Any) -> Any:
     """Start the machine's own browser, whose version need not be playwright's."""
     return playwright.chromium.launch(executable_path=chromium_path(), args=FLAGS)
+
+
+def wait_until(is_so: Callable[[], bool], otherwise: Callable[[], str], seconds: float = 60) -> None:
+    """Wait until something is so.
+
+    Playwright's own `wait_for_function` evaluates a string in the page, which a page's policy may forbid.
+
+    Raises
+    ------
+    TimeoutError
+        It isn't in so many seconds: with what `otherwise` says.
+    """
+    until = time.monotonic() + seconds
+    while not is_so():
+        if time.monotonic() > until:
+            raise TimeoutError(otherwise())
+        time.sleep(0.02)

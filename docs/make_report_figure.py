@@ -10,7 +10,6 @@ import shutil
 import subprocess
 import sys
 import tempfile
-import time
 from pathlib import Path
 
 import skimage.data
@@ -20,7 +19,7 @@ from playwright.sync_api import sync_playwright
 from onnxplain_models import explainer_file, samples
 
 sys.path.append(str(Path(__file__).parents[1] / "benchmarks"))
-from chromium import launch
+from chromium import launch, wait_until
 
 FIGURE = Path(__file__).parent / "images" / "report.png"
 PHOTOGRAPHS = ("astronaut", "chelsea", "coffee", "rocket")
@@ -51,12 +50,10 @@ def photograph(page: Path) -> None:
         tab = browser.new_page(viewport=SIZE, color_scheme="light", device_scale_factor=0.85)
         tab.goto(page.as_uri())
         tab.get_by_label("Boxes").first.check()
-        # Not wait_for_function: it evaluates a string in the page, which the page's policy forbids.
-        until = time.monotonic() + 60
-        while not tab.evaluate("[...document.images].every(one => one.complete)"):
-            if time.monotonic() > until:
-                raise SystemExit("the report's images aren't loaded after a minute")
-            tab.wait_for_timeout(50)
+        wait_until(
+            lambda: bool(tab.evaluate("[...document.images].every(one => one.complete)")),
+            lambda: "the report's images aren't loaded",
+        )
         tab.screenshot(path=FIGURE)
         browser.close()
     with Image.open(FIGURE) as taken:

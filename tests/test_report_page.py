@@ -5,13 +5,13 @@ Skipped where Chromium or its driver (the package playwright) aren't there.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import skimage.data
+from chromium import wait_until
 from PIL import Image
 
 from cli_helpers import run, write_explainer
@@ -113,10 +113,7 @@ def focused(tab: Any) -> str:
 
 def wait_for_focus(tab: Any, name: str) -> None:
     """Wait until the focus is there: a dialog's `close` event, which moves it, comes after it is gone."""
-    until = time.monotonic() + 30
-    while focused(tab) != name:
-        assert time.monotonic() < until, f"the focus is at {focused(tab)}, not at {name}"
-        time.sleep(0.02)
+    wait_until(lambda: focused(tab) == name, lambda: f"the focus is at {focused(tab)}, not at {name}", 30)
 
 
 def test_it_opens_whole(visit: Visit, report: Path) -> None:

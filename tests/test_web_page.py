@@ -9,7 +9,6 @@ import base64
 import io
 import json
 import shutil
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,7 @@ import onnx
 import pytest
 import skimage.data
 import torch
+from chromium import wait_until
 from numpy.typing import NDArray
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
@@ -86,10 +86,7 @@ class Page:
 
     def wait_until(self, expression: str) -> None:
         """Wait until a script's expression is true."""
-        until = time.monotonic() + SECONDS
-        while not self.tab.evaluate(expression):
-            assert time.monotonic() < until, self.text("body")
-            time.sleep(0.02)
+        wait_until(lambda: bool(self.tab.evaluate(expression)), lambda: self.text("body"), SECONDS)
 
     def wait_for_count(self, count: int) -> None:
         self.wait_until(f"explained.length >= {count}")
