@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -53,6 +53,11 @@ class Plan:
     metrics: tuple[str, ...]
     layer: str | None = None
     seed: int = 0
+
+    @property
+    def with_control(self) -> tuple[str, ...]:
+        """The methods, after the control."""
+        return (CONTROL, *self.methods)
 
 
 @dataclass(frozen=True)
@@ -171,17 +176,12 @@ class Evaluator:
             metrics = [
                 name for name in self._plan.metrics if case.annotations or not METRICS[name].needs_boxes
             ]
-            if before and not any(self._missing(one.scores, metrics) for one in before):
-                return Outcome(number, key, tuple(self._planned(one, metrics) for one in before))
-            image = decode_image(data, str(case.path))
-            # Of the picture's own bytes: neither its name nor its turn change its noise.
-            seed = [self._plan.seed, int(digest[:16], 16)]
-            scores = {one.index: one.scores for one in before}
-            classes = [
-                self._measure_class(image, index, regions, metrics, scores.get(index, {}), seed, stopped)
-                for index, regions in self._classes(case, image).items()
-            ]
-            return Outcome(number, key, tuple(self._planned(one, metrics) for one in classes), is_new=True)
+            is_known = bool(before) and not any(self._missing(one.scores, metrics) for one in before)
+            classes = (
+                before if is_known else self._measure_picture(data, digest, case, metrics, before, stopped)
+            )
+            planned = tuple(self._planned(one, metrics) for one in classes)
+            return Outcome(number, key, planned, is_new=not is_known)
         except (ImageError, BoxesError) as error:
             return Outcome(number, key, error=str(error))
 
@@ -189,15 +189,14 @@ class Evaluator:
         """Return the methods that lack some of the metrics, and which."""
         found = {
             method: [name for name in metrics if name not in scores.get(method, {})]
-            for method in (CONTROL, *self._plan.methods)
+            for method in self._plan.with_control
         }
         return {method: names for method, names in found.items() if names}
 
     def _planned(self, one: Measured, metrics: Sequence[str]) -> Measured:
         """Return what the plan asks of what was measured, in its order."""
         scores = {
-            method: {name: one.scores[method][name] for name in metrics}
-            for method in (CONTROL, *self._plan.methods)
+            method: {name: one.scores[method][name] for name in metrics} for method in self._plan.with_control
         }
         return replace(one, scores=scores)
 
@@ -205,22 +204,45 @@ class Evaluator:
         settings = {**self._settings, "picture": digest, "boxes": [one[1:] for one in annotations]}
         return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
 
-    def _classes(self, case: Case, image: NDArray[np.uint8]) -> dict[int, list[Region]]:
-        """Return the boxes of each class that the boxes name: of the predicted one where they name none."""
-        height, width = image.shape[:2]
+    def _measure_picture(
+        self,
+        data: bytes,
+        digest: str,
+        case: Case,
+        metrics: Sequence[str],
+        before: Sequence[Measured],
+        stopped: Event,
+    ) -> list[Measured]:
+        """Return the measurements of each class: those from before, and what they lack."""
+        image = decode_image(data, str(case.path))
+        # Of the picture's own bytes: neither its name nor its turn change its noise.
+        seed = [self._plan.seed, int(digest[:16], 16)]
+        scores = {one.index: one.scores for one in before}
+        return [
+            self._measure_class(image, first, regions, metrics, scores.get(first.index, {}), seed, stopped)
+            for first, regions in self._classes(case, image)
+        ]
+
+    def _classes(
+        self, case: Case, image: NDArray[np.uint8]
+    ) -> Iterable[tuple[Explanation, Sequence[Region]]]:
+        """Return an explanation of each class, and its boxes: two targets may name the same class."""
+        found: dict[int, tuple[Explanation, list[Region]]] = {}
+        for target, regions in self._targets(case, image.shape).items():
+            first = self._explainer.explain(image, target, layer=self._plan.layer)
+            found.setdefault(first.index, (first, []))[1].extend(regions)
+        return found.values()
+
+    def _targets(self, case: Case, shape: Sequence[int]) -> dict[int, list[Region]]:
+        """Return the boxes of each target that the boxes name: of the predicted one where they name none."""
         found: dict[int, list[Region]] = {}
         for _, region, label in case.annotations:
-            if region.x0 >= width or region.y0 >= height or region.x1 <= 0 or region.y1 <= 0:
+            if region.x0 >= shape[1] or region.y0 >= shape[0] or region.x1 <= 0 or region.y1 <= 0:
                 raise BoxesError(
-                    f"{case.path} has {width} x {height} pixels, and a box is outside: {tuple(region)}"
+                    f"{case.path} has {shape[1]} x {shape[0]} pixels, and a box is outside: {tuple(region)}"
                 )
-            found.setdefault(self._index(image, label), []).append(region)
-        return found or {self._index(image, None): []}
-
-    def _index(self, image: NDArray[np.uint8], label: str | int | None) -> int:
-        """Return a class's index: two labels of a picture may name the same class."""
-        target = self._resolve(label)
-        return target if target >= 0 else self._explainer.explain(image, target).index
+            found.setdefault(self._resolve(label), []).append(region)
+        return found or {-1: []}
 
     def _resolve(self, label: str | int | None) -> int:
         return resolve_target(label, self._explainer.manifest.labels, self._network.num_classes)
@@ -228,16 +250,15 @@ class Evaluator:
     def _measure_class(
         self,
         image: NDArray[np.uint8],
-        index: int,
+        first: Explanation,
         regions: Sequence[Region],
         metrics: Sequence[str],
         before: Scores,
         seed: list[int],
         stopped: Event,
     ) -> Measured:
-        """Return a class's measurements: those from before, and what they lack."""
+        """Return the measurements of a class, of which there is an explanation."""
         tensor = self._network.prepare(Picture(image, image.shape[:2]))[0]
-        first = self._explainer.explain(image, index, layer=self._plan.layer)
 
         def go_on(*_progress: int) -> None:
             if stopped.is_set():
@@ -245,7 +266,7 @@ class Evaluator:
 
         def predict(images: NDArray[np.float32]) -> NDArray[Any]:
             go_on()
-            return self._network.scores(images)[:, index]
+            return self._network.scores(images)[:, first.index]
 
         def explain(method: str) -> Explanation:
             if method == CONTROL:
@@ -253,8 +274,8 @@ class Evaluator:
                 noise = tuple(generator.random(cam.shape, np.float32) for cam in first.cams)
                 return replace(first, method=CONTROL, cams=noise)
             if method == first.method:
-                return first
-            return self._explainer.explain(image, index, method, self._plan.layer, progress=go_on)
+                return replace(first)  # the heatmap goes with the copy
+            return self._explainer.explain(image, first.index, method, self._plan.layer, progress=go_on)
 
         found = dict(before)
         # One by one: what an explanation holds of a large picture is large too.
@@ -262,7 +283,7 @@ class Evaluator:
             go_on()
             new = measure(explain(method), tensor, predict, regions, names, seed)
             found[method] = {**found.get(method, {}), **new}
-        return Measured(index, first.label, found)
+        return Measured(first.index, first.label, found)
 
 
 def measure(
@@ -361,7 +382,7 @@ def summarise(outcomes: Sequence[Outcome], plan: Plan) -> list[Summary]:
         if not len(control):
             continue
         rows = []
-        for method in (CONTROL, *plan.methods):
+        for method in plan.with_control:
             values = _by_picture(outcomes, method, metric)
             difference = None if method == CONTROL else bootstrap(values - control, plan.seed)
             rows.append(Summary(method, metric, len(values), bootstrap(values, plan.seed), difference))

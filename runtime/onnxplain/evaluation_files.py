@@ -129,8 +129,10 @@ def _read_scores(scores: Any) -> dict[str, dict[str, float]]:
 
 def _merged(before: Measured, after: Measured) -> Measured:
     """Return the scores of both; where both have one, the later."""
-    methods = dict.fromkeys((*before.scores, *after.scores))
-    scores = {method: {**before.scores.get(method, {}), **after.scores.get(method, {})} for method in methods}
+    scores = {
+        method: {**before.scores.get(method, {}), **after.scores.get(method, {})}
+        for method in {**before.scores, **after.scores}
+    }
     return replace(after, scores=scores)
 
 

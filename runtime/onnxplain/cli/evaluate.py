@@ -13,6 +13,7 @@ from onnxplain.cli._device import device_option
 from onnxplain.cli._methods import METHOD_NAMES
 from onnxplain.cli._pictures import find_pictures
 from onnxplain.cli._text import CLEAR_LINE, printable, table
+from onnxplain.errors import BoxesError
 from onnxplain.extras import require
 from onnxplain.metrics import CONTROL, METRICS
 
@@ -157,7 +158,7 @@ def command(
         if network:
             click.echo(f"\n{_check_sanity(explainer, network, cases, outcomes, plan, output)}")
     elif outcomes:
-        click.echo("Error: none of the pictures with boxes could be measured.", err=True)
+        raise BoxesError("none of the pictures with boxes could be measured")
     if len(outcomes) < len(cases):
         click.get_current_context().exit(1)
 
