@@ -213,7 +213,7 @@ HUGE = json.dumps({"height": 10**400, "width": 10**400})
 
 @pytest.mark.parametrize(
     "text",
-    ["[]", "{", '{"height": 0}', '{"colour": "RGB"}', '{"mean": [0.5]}', "7", pytest.param(HUGE, id="huge")],
+    ["[]", "{", '{"height": 0}', '{"colour": "RGB"}', '{"std": [0]}', "7", pytest.param(HUGE, id="huge")],
 )
 def test_bad_preprocessing(text: str, folder: Path) -> None:
     (folder / "preprocessing.json").write_text(text)

@@ -25,7 +25,7 @@ def test_inspect(model: Path) -> None:
     assert (result.exit_code, result.stderr) == (0, "")
     for words in (
         f"{model}, {model.stat().st_size / 1000:.1f} kB",
-        "resized to 24x32 (bilinear), mean 0.5 0.4 0.3",
+        "resized to 24x32, mean 0.5 0.4 0.3",
         "4: tabby cat, tiger cat, crane, crane\n",
         "softmax",
         "features, 5 maps of 6x8; CAM and Grad-CAM",

@@ -208,7 +208,8 @@ def test_other_logits_at_another_size_are_refused(tmp_path: Path) -> None:
 
 
 def test_explaining_at_another_size(tmp_path: Path) -> None:
-    _, report = made(Pyramid, tmp_path / "e.onnx", layer="features")
+    stated = Preprocessing(resize=73)
+    _, report = made(Pyramid, tmp_path / "e.onnx", layer="features", preprocessing=stated)
     picture = np.random.default_rng(0).integers(0, 256, (90, 160, 3), np.uint8)
     usual, larger = Explainer(tmp_path / "e.onnx"), Explainer(tmp_path / "e.onnx", size=(72, 128))
     assert usual.explain(picture).cam.shape == (16, 16)

@@ -621,6 +621,7 @@ def test_manifest(tmp_path):
         "interpolation": "bilinear",
         "mean": [0.1, 0.2, 0.3],
         "std": [0.4, 0.5, 0.6],
+        "stated": {"resize": True, "crop": True, "mean": True, "std": True},
     }
     assert manifest["labels"] == labels
     assert manifest["activation"] == "softmax"
@@ -650,11 +651,12 @@ def test_default_preprocessing(small_file):
         "height": 12,
         "width": 12,
         "color": "RGB",
-        "resize": 14,
-        "crop": "center",
+        "resize": None,
+        "crop": "none",
         "interpolation": "bilinear",
-        "mean": [0.485, 0.456, 0.406],
-        "std": [0.229, 0.224, 0.225],
+        "mean": [0, 0, 0],
+        "std": [1, 1, 1],
+        "stated": {"resize": False, "crop": False, "mean": False, "std": False},
     }
 
 

@@ -7,6 +7,7 @@ import json
 import pytest
 
 from onnxplain import Layer, Manifest, ModelError, Preprocessing
+from onnxplain.manifest import IMAGENET
 
 # The example of the file format, with a whole number for a mean, as JSON writers may have it.
 EXAMPLE = {
@@ -23,6 +24,7 @@ EXAMPLE = {
         "interpolation": "bilinear",
         "mean": [0.485, 0.456, 0],
         "std": [0.229, 0.224, 1],
+        "stated": {"resize": True, "crop": True, "mean": False, "std": False},
     },
     "labels": ["tench", "goldfish"],
     "activation": "softmax",
@@ -236,7 +238,69 @@ def test_numbers_that_are_not_finite(keys, number):
 
 def test_the_usual_transform_of_a_size():
     usual = Preprocessing.for_size(3, 224, 224)
-    assert usual == Preprocessing()
-    assert Preprocessing.for_size(3, 96, 96).resize == 110
-    grey = Preprocessing.for_size(1, 28, 28)
-    assert (grey.color, grey.mean, grey.std, grey.resize) == ("L", (0.5,), (0.5,), 32)
+    assert usual == Preprocessing() == Preprocessing(3, 224, 224, "RGB", 256, "center", **IMAGENET)
+    assert usual.guessed == ("resize", "crop", "mean", "std")
+    assert Preprocessing.for_size(3, 160, 160).resize == 183
+    whole = {"resize": None, "crop": "none"}
+    assert Preprocessing(3, 32, 32) == Preprocessing(3, 32, 32, **whole, mean=(0.0,) * 3, std=(1.0,) * 3)
+    assert Preprocessing(1, 28, 28) == Preprocessing(1, 28, 28, "L", **whole, mean=(0.0,), std=(1.0,))
+
+
+@pytest.mark.parametrize(
+    ("said", "derived", "guessed"),
+    [
+        ({"height": 32}, {"width": 32, "resize": None}, ("resize", "crop", "mean", "std")),
+        ({"width": 240}, {"height": 240, "resize": 274}, ("resize", "crop", "mean", "std")),
+        ({"color": "L"}, {"channels": 1, "resize": None, "std": (1.0,)}, ("resize", "crop", "mean", "std")),
+        ({"mean": (0.4,), "std": (0.2,)}, {"channels": 1, "color": "L"}, ("resize", "crop")),
+        ({"mean": (0.4, 0.4, 0.4)}, {"channels": 3, "std": (1.0,) * 3}, ("resize", "crop", "std")),
+        ({"std": (0.4, 0.4, 0.4)}, {"channels": 3, "mean": (0.0,) * 3}, ("resize", "crop", "mean")),
+        ({"resize": None}, {"crop": "center"}, ("mean", "std")),
+        ({"resize": 236}, {"crop": "center"}, ("mean", "std")),
+        ({"crop": "none"}, {"resize": None}, ("mean", "std")),
+        ({"crop": "center", "height": 32}, {"resize": 37}, ("resize", "mean", "std")),
+    ],
+)
+def test_what_is_not_said_follows_from_what_is(said, derived, guessed):
+    spec = Preprocessing(**said)
+    assert {name: getattr(spec, name) for name in derived} == derived
+    assert spec.guessed == guessed
+
+
+def test_what_was_stated_goes_with_copies_and_files():
+    spec = Preprocessing(height=32, mean=(0.4, 0.4, 0.4), std=(0.2, 0.2, 0.2))
+    manifest = Manifest(spec, Manifest.from_json(json.dumps(EXAMPLE)).layers)
+    copy = Manifest.from_json(manifest.to_json()).input.at_size(64, 64)
+    assert spec.guessed == copy.guessed == ("resize", "crop")
+
+
+def test_a_file_that_does_not_say_what_was_stated():
+    """Before there was `stated`: nothing is known of it, and nothing is called a guess."""
+    fields = json.loads(json.dumps(EXAMPLE))
+    del fields["input"]["stated"]
+    assert Manifest.from_json(json.dumps(fields)).input.guessed == ()
+
+
+@pytest.mark.parametrize("stated", [["mean"], "mean", 1, None, {"mean": 1}, {"mean": "no"}])
+def test_stated_that_is_no_object_of_truths(stated):
+    with pytest.raises(ModelError, match=r"input\.stated must be an object"):
+        Manifest.from_json(changed("input", "stated", to=stated))
+
+
+@pytest.mark.parametrize(
+    ("spec", "words"),
+    [
+        (
+            Preprocessing(),
+            "RGB, shorter side resized to 256, centre 224x224 cropped, mean 0.485 0.456 0.406, ",
+        ),
+        (Preprocessing(1, 28, 28), "L, resized to 28x28, levels in [0, 1]"),
+        (
+            Preprocessing(3, 24, 32, "BGR", (24, 32), "none", "bicubic", (0.0,) * 3, (1 / 255,) * 3),
+            "BGR, resized to 24x32 (bicubic), levels from 0 to 255",
+        ),
+        (Preprocessing(1, 8, 8, mean=(0.5,), std=(0.25,)), "L, resized to 8x8, mean 0.5, std 0.25"),
+    ],
+)
+def test_in_words(spec, words):
+    assert spec.in_words().startswith(words)

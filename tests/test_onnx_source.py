@@ -557,9 +557,11 @@ def test_without_torch(tmp_path: Path) -> None:
     keras_like(tmp_path / "source.onnx")
     write_picture(tmp_path / "picture.png")
     (tmp_path / "labels.txt").write_text("\n".join("abcde"))
+    (tmp_path / "how.json").write_text('{"resize": null, "mean": [0.5, 0.5, 0.5], "std": [0.5, 0.5, 0.5]}')
+    stated = ["--labels", "labels.txt", "--preprocessing", "how.json"]
     for args in (
         ["layers", "source.onnx"],
-        ["export", "source.onnx", "-o", "out.onnx", "--layer", "relu1", "--labels", "labels.txt"],
+        ["export", "source.onnx", "-o", "out.onnx", "--layer", "relu1", *stated],
         ["verify", "out.onnx"],
         ["explain", "out.onnx", "picture.png"],
     ):

@@ -142,7 +142,7 @@ def test_colour_order():
 
 def test_grey():
     image = skimage.data.astronaut()
-    wanted = Preprocessing(1, 224, 224, "L", mean=(0.0,), std=(1.0,))
+    wanted = Preprocessing(1, 224, 224, "L", resize=256, mean=(0.0,), std=(1.0,))
     steps = [
         transforms.Resize(256),
         transforms.CenterCrop(224),

@@ -65,7 +65,7 @@ def test_a_factory_in_the_current_folder(factory: str, name: str) -> None:
 def test_the_size_is_the_callers(factory: str) -> None:
     source = load_source(f"{factory}:network", size=(70, 140))
     assert source.example_input.shape == (1, 3, 70, 140)
-    assert source.preprocessing.resize == 80
+    assert (source.preprocessing.height, source.preprocessing.width) == (70, 140)
 
 
 @pytest.mark.parametrize("kind", ["safetensors", "pth", "training", "parallel"])

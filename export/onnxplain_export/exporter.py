@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -13,10 +13,19 @@ from typing import TYPE_CHECKING, get_args
 import onnx_ir as ir
 
 import onnxplain
-from onnxplain.errors import LayerError, ModelError, SourceError, VerificationError
+from onnxplain.errors import LayerError, SourceError, VerificationError
 from onnxplain.extras import require
 from onnxplain.manifest import Activation, Head, Layer, Manifest, Preprocessing
 from onnxplain_export.assemble import LOGITS, TracedModel, assemble, output_names, set_manifest
+from onnxplain_export.evidence import (
+    Evidence,
+    check_size,
+    normalised_inside,
+    settle,
+    stated_by,
+    stated_size,
+    warn_of_guess,
+)
 from onnxplain_export.files import check_destination, moved_into_place, save, size_of
 from onnxplain_export.front_end import FrontEnd
 from onnxplain_export.graph import is_quantised, skip_identities
@@ -31,6 +40,7 @@ from onnxplain_export.probe import Probe
 from onnxplain_export.reference_graph import Array, Arrays
 from onnxplain_export.rule_check import check_rules
 from onnxplain_export.running import reference_outputs, run_file
+from onnxplain_export.transform import Transform, preprocessing_of
 from onnxplain_export.verification import (
     Verification,
     check_half,
@@ -73,6 +83,8 @@ class ExportReport:
     """Those of them that the source doesn't have: selector, gradients and maps."""
     size: int
     """Bytes of the file, and of the one beside it that holds weights above 2 GB."""
+    taken: Mapping[str, str]
+    """What the source itself said of labels and preprocessing, and was taken: where each of it stood."""
 
 
 def export(
@@ -82,7 +94,7 @@ def export(
     *,
     layer: str | Sequence[str] | None = None,
     labels: Sequence[str] | None = None,
-    preprocessing: Preprocessing | None = None,
+    preprocessing: Preprocessing | Transform | None = None,
     activation: Activation | None = None,
     source_name: str | None = None,
     input_gradient: bool = False,
@@ -114,9 +126,11 @@ def export(
         Name of the target module, or of a node or tensor of an `.onnx` file; several of them, or None to pick
         the last one with spatial extent.
     labels
-        The classes' names, by index.
+        The classes' names, by index; by default those in the metadata of an `.onnx` file.
     preprocessing
-        How pictures become inputs; by default the usual evaluation transform at the example's size.
+        How pictures become inputs. What it doesn't state, the source may: an `.onnx` file in its metadata.
+        The rest is guessed by what the network shows, and a warning says so. The transform of torchvision's
+        weights, ``weights.transforms()``, states it all.
     activation
         What makes probabilities of logits: softmax, sigmoid (multi-label and single-logit models) or none. By
         default what an `.onnx` file ends in, sigmoid for a single logit, none (and a warning) for a module
@@ -172,18 +186,26 @@ def export(
         )
     if heatmap is not None:
         check_emitted(heatmap, {})
-    preprocessing = _checked_preprocessing(front, preprocessing)
+    statement = _checked_statement(front, preprocessing)
+    preprocessing = _settled(front, statement, [])  # what it can't be is said before anything runs
     if pixels:
         check_takes_pixels(preprocessing, any_size=dynamic_size)
     progress("running the model")
     num_classes = front.num_classes
-    if labels is not None and (isinstance(labels, str) or len(labels) != num_classes):
+    own_labels = front.own_labels() if labels is None else None
+    if own_labels is not None:
+        labels = own_labels.names
+    elif labels is not None and (isinstance(labels, str) or len(labels) != num_classes):
         raise SourceError(f"there are {len(labels)} labels and {num_classes} classes; list one a class")
     names = _layer_names(layer, front)
     front.check_layers(names)
     progress("tracing it to ONNX")
     traced = front.trace(names, dynamic_size=dynamic_size)
     network = list(traced.model.graph)
+    # What the source says weighs most, and what its graph shows more than what such networks usually take.
+    evidence = [*normalised_inside(traced.image), *front.evidence]
+    evidence.sort(key=lambda one: not one.is_stated)
+    preprocessing = _settled(front, statement, evidence)
     if fp16 and is_quantised(traced.model.graph):
         raise SourceError("the network is quantised, and has its precision; leave fp16 out")
     progress(f"differentiating back to {', '.join(names)}")
@@ -248,6 +270,7 @@ def export(
         manifest = replace(manifest, verification=verification.summary())
         set_manifest(traced.model, manifest)
         save(traced.model, draft)
+    warn_of_guess(preprocessing, evidence, stacklevel=2)
     nodes = sum(1 for _ in traced.model.graph)
     return ExportReport(
         path=destination,
@@ -258,6 +281,7 @@ def export(
         nodes=nodes,
         nodes_added=nodes - len(network),
         size=size_of(destination),
+        taken=stated_by(evidence, statement) | ({"labels": own_labels.source} if own_labels else {}),
     )
 
 
@@ -335,26 +359,26 @@ def _front_end(model: object, example_input: object, preprocessing: object = Non
 
     if isinstance(model, OnnxModel):
         return model
-    size = (preprocessing.height, preprocessing.width) if isinstance(preprocessing, Preprocessing) else None
-    return OnnxModel(model, size)  # type: ignore[arg-type]
+    return OnnxModel(model, stated_size(preprocessing))  # type: ignore[arg-type]
 
 
-def _checked_preprocessing(front: FrontEnd, preprocessing: Preprocessing | None) -> Preprocessing:
-    channels, height, width = front.channels, front.height, front.width
+def _checked_statement(front: FrontEnd, preprocessing: object) -> Preprocessing | None:
+    """Check that what a caller states of the preprocessing goes with the network."""
     if preprocessing is None:
-        try:
-            return Preprocessing.for_size(channels, height, width)
-        except ModelError as error:
-            raise SourceError(str(error)) from None
+        return None
+    if isinstance(preprocessing, Transform):
+        preprocessing = preprocessing_of(preprocessing)
     if not isinstance(preprocessing, Preprocessing):
-        raise SourceError(f"the preprocessing is a {type(preprocessing).__name__}; pass a Preprocessing")
-    size = (preprocessing.channels, preprocessing.height, preprocessing.width)
-    if size != (channels, height, width):
         raise SourceError(
-            f"the preprocessing gives inputs of {list(size)}, "
-            f"and the model takes {[channels, height, width]}; make them equal"
+            f"the preprocessing is a {type(preprocessing).__name__}; pass a Preprocessing, or the transform "
+            "of torchvision's weights"
         )
+    check_size(preprocessing, front.channels, front.height, front.width)
     return preprocessing
+
+
+def _settled(front: FrontEnd, statement: Preprocessing | None, evidence: Sequence[Evidence]) -> Preprocessing:
+    return settle(statement, front.channels, front.height, front.width, evidence)
 
 
 def _usual_activation(logits: ir.Value, num_classes: int) -> Activation:

@@ -7,7 +7,9 @@ from typing import Protocol
 
 from onnxplain.manifest import Activation, Layer
 from onnxplain_export.assemble import TracedModel
+from onnxplain_export.evidence import Evidence
 from onnxplain_export.layers import LayerCandidate
+from onnxplain_export.metadata import Labels
 from onnxplain_export.probe import Probe
 from onnxplain_export.reference_graph import Arrays
 
@@ -46,6 +48,13 @@ class FrontEnd(Protocol):
     @property
     def num_classes(self) -> int:
         """How many logits there are; asking may run the model."""
+
+    @property
+    def evidence(self) -> Sequence[Evidence]:
+        """What the source says of the pictures that it takes, or its kind shows; the weightiest first."""
+
+    def own_labels(self) -> Labels | None:
+        """Return the classes' names, where the source has them."""
 
     @property
     def activation(self) -> Activation | None:

@@ -21,6 +21,7 @@ from onnxscript import GraphBuilder
 from onnxplain.errors import LayerError, ModelError, OnnxplainError, SourceError
 from onnxplain.manifest import Activation, Layer, Preprocessing
 from onnxplain_export.assemble import INPUT, LOGITS, TracedModel
+from onnxplain_export.evidence import Evidence
 from onnxplain_export.feature_map import Array, FeatureMap, feature_map_of, has_aspect, token_grids
 from onnxplain_export.graph import (
     behind_quantiser,
@@ -41,6 +42,7 @@ from onnxplain_export.layers import (
     closest_names,
     without_unread_grids,
 )
+from onnxplain_export.metadata import Labels, labels_said, said_of_pictures, size_said
 from onnxplain_export.onnx_batch import free_batch
 from onnxplain_export.onnx_file import OnnxFile, batches_of, first_line, read
 from onnxplain_export.onnx_folding import fold_constants
@@ -115,7 +117,8 @@ class OnnxModel:
 
     def __init__(self, path: str | os.PathLike[str], size: tuple[int, int] | None = None) -> None:
         self._file: OnnxFile = read(Path(path))
-        self._input = _described_input(self._file, size)
+        self._metadata = {entry.key: entry.value for entry in self._file.original.metadata_props}
+        self._input = _described_input(self._file, size, size_said(self._metadata))
         self.name = Path(path).name
         self.channels, self.height, self.width = (
             self._input.channels,
@@ -136,6 +139,20 @@ class OnnxModel:
     def activation(self) -> Activation | None:
         """What stands behind the logits at the file's end."""
         return self._prepared.activation
+
+    @property
+    def evidence(self) -> Sequence[Evidence]:
+        """What the file's metadata say of the pictures that it takes."""
+        return said_of_pictures(self._metadata, self.channels)
+
+    def own_labels(self) -> Labels | None:
+        """Return the classes' names, where the metadata have them; a warning says where they don't fit."""
+        labels, remark = labels_said(self._metadata, self.num_classes)
+        if remark is not None:
+            warnings.warn(
+                f"{remark}: they are left out; give the names with labels= or --labels", stacklevel=3
+            )
+        return labels
 
     @cached_property
     def _prepared(self) -> _Prepared:
@@ -400,7 +417,7 @@ class OnnxModel:
         return SourceError(f"{self.name!r} can't be run ({first_line(error)}); check it with onnxruntime")
 
 
-def _described_input(file: OnnxFile, size: tuple[int, int] | None) -> _Input:
+def _described_input(file: OnnxFile, size: tuple[int, int] | None, said: tuple[int, int] | None) -> _Input:
     name = file.path.name
     inputs = file.inputs
     if len(inputs) != 1:
@@ -427,7 +444,10 @@ def _described_input(file: OnnxFile, size: tuple[int, int] | None) -> _Input:
             f"the input {inputs[0].name!r} of {name!r} doesn't say how many channels it has; "
             "set its shape with onnxruntime.tools.make_dynamic_shape_fixed"
         )
-    wanted = size or (height, width)
+    wanted = size or tuple(
+        other if side is None else side
+        for side, other in zip((height, width), said or (None, None), strict=True)
+    )
     sides = []
     for side, own in zip(wanted, (height, width), strict=True):
         if side is None:

@@ -7,11 +7,10 @@ from __future__ import annotations
 
 import contextlib
 import importlib
-import math
 import os
 import sys
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +20,14 @@ from torch import nn
 from onnxplain.errors import ModelError, SourceError
 from onnxplain.extras import require
 from onnxplain.manifest import Preprocessing
+from onnxplain_export.evidence import SAYS_CHANNELS, Evidence, check_size, settle, stated_size
 from onnxplain_export.exported_program import as_module, input_shape, load_program
 from onnxplain_export.layers import closest_names
+from onnxplain_export.module_evidence import timm_preprocessing
 from onnxplain_export.torch_model import first_tensor, one_line
+from onnxplain_export.transform import preprocessing_of
+
+_SHAPE = frozenset(("channels", "height", "width"))
 
 
 @dataclass(frozen=True)
@@ -48,6 +52,7 @@ def load_source(
     *,
     checkpoint: str | os.PathLike[str] | None = None,
     size: tuple[int, int] | None = None,
+    preprocessing: Preprocessing | None = None,
 ) -> Source:
     """Load a model by name.
 
@@ -63,7 +68,9 @@ def load_source(
         preprocessing is the one that goes with torchvision's newest weights, or with the name of timm's. A
         program has its own weights.
     size
-        Height and width of the input; by default the source's own, or 224 x 224.
+        Height and width of the input; by default those of `preprocessing`, the source's own, or 224 x 224.
+    preprocessing
+        What is stated of how pictures become inputs; the rest is as the source says.
 
     Raises
     ------
@@ -72,6 +79,20 @@ def load_source(
     MissingDependencyError
         The source's package isn't installed.
     """
+    size = size or stated_size(preprocessing)
+    source = _load(spec, size, None if checkpoint is None else Path(checkpoint))
+    own = source.preprocessing
+    if preprocessing is None:
+        return source
+    says_channels = not preprocessing.stated.isdisjoint(SAYS_CHANNELS)
+    channels = preprocessing.channels if says_channels and "channels" not in own.stated else own.channels
+    check_size(preprocessing, channels, own.height, own.width)
+    said = Evidence({name: getattr(own, name) for name in own.stated - _SHAPE}, "the source", is_stated=True)
+    settled = settle(preprocessing, channels, own.height, own.width, [said])
+    return replace(source, preprocessing=settled)
+
+
+def _load(spec: str, size: tuple[int, int] | None, checkpoint: Path | None) -> Source:
     if Path(spec).suffix == ".pt2":
         if checkpoint is not None:
             raise SourceError(f"{spec} has its own weights; leave the checkpoint out")
@@ -89,16 +110,28 @@ def load_source(
         )
     if origin == "torchvision":
         source = _torchvision(name, pretrained=checkpoint is None)
+        if size is not None:
+            source = replace(source, preprocessing=source.preprocessing.at_size(*size))
     elif origin == "timm":
         source = _timm(name, size, pretrained=checkpoint is None)
     else:
-        source = Source(spec, _from_factory(origin, name), Preprocessing.for_size(3, 224, 224))
+        model = _from_factory(origin, name)
+        source = Source(spec, model, _of_size(_channels_of(model), *(size or (224, 224))))
     if checkpoint is not None:
-        _load_checkpoint(source.model, Path(checkpoint))
-    if size is None or origin == "timm":
-        return source
-    usual = Preprocessing.for_size(source.preprocessing.channels, *size)
-    return Source(source.name, source.model, usual, source.labels)
+        _load_checkpoint(source.model, checkpoint)
+    return source
+
+
+def _of_size(channels: int | None, height: int, width: int) -> Preprocessing:
+    """Return the usual preprocessing of a size, of three channels where their number isn't known."""
+    known = {"height", "width", *(["channels"] if channels else [])}
+    return replace(Preprocessing.for_size(channels or 3, height, width), stated=frozenset(known))
+
+
+def _channels_of(model: nn.Module) -> int | None:
+    """Return how many channels a network takes, by its first convolution; None where that doesn't tell."""
+    first = next((module for module in model.modules() if isinstance(module, nn.Conv2d)), None)
+    return first.in_channels if first is not None and first.in_channels in (1, 3) else None
 
 
 def _torchvision(name: str, *, pretrained: bool) -> Source:
@@ -117,19 +150,10 @@ def _torchvision(name: str, *, pretrained: bool) -> Source:
         raise SourceError(
             f"can't download the weights of {name} ({one_line(error)}); give a file with --checkpoint"
         ) from None
-    transform = weights.transforms()
-    (crop,), (resize,) = transform.crop_size, transform.resize_size
     return Source(
         f"torchvision:{name}",
         model,
-        Preprocessing(
-            height=crop,
-            width=crop,
-            resize=resize,
-            interpolation=transform.interpolation.value,
-            mean=tuple(transform.mean),
-            std=tuple(transform.std),
-        ),
+        preprocessing_of(weights.transforms()),
         tuple(weights.meta["categories"]),
     )
 
@@ -162,32 +186,7 @@ def _timm(name: str, size: tuple[int, int] | None, *, pretrained: bool) -> Sourc
     found = timm.data.resolve_model_data_config(model)
     if size is not None:
         found["input_size"] = (found["input_size"][0], *size)
-    return Source(f"timm:{name}", model, _timm_preprocessing(name, found), _timm_labels(timm, model))
-
-
-def _timm_preprocessing(name: str, config: Mapping[str, Any]) -> Preprocessing:
-    """Return what timm's own transform for evaluation does."""
-    channels, height, width = config["input_size"]
-    # timm rounds down, as in its transform.
-    resized = (math.floor(height / config["crop_pct"]), math.floor(width / config["crop_pct"]))
-    if config["crop_mode"] == "border":
-        raise SourceError(
-            f"timm pads pictures for {name}, which the manifest can't say; pass the network and a "
-            "preprocessing of yours to onnxplain_export.export"
-        )
-    try:
-        return Preprocessing(
-            channels,
-            height,
-            width,
-            color="L" if channels == 1 else "RGB",
-            resize=resized if config["crop_mode"] == "squash" else min(resized),
-            interpolation=config["interpolation"],
-            mean=tuple(config["mean"]),
-            std=tuple(config["std"]),
-        )
-    except ModelError as error:
-        raise SourceError(f"timm's preprocessing of {name} can't be used: {error}") from None
+    return Source(f"timm:{name}", model, timm_preprocessing(found), _timm_labels(timm, model))
 
 
 def _timm_labels(timm: Any, model: nn.Module) -> tuple[str, ...] | None:
@@ -215,7 +214,7 @@ def _program(file: Path, size: tuple[int, int] | None) -> Source:
     if not isinstance(channels, int):
         raise SourceError(f"{file.name} leaves its number of channels open; export it again with a fixed one")
     try:
-        return Source(file.name, model, Preprocessing.for_size(channels, *fixed))
+        return Source(file.name, model, _of_size(channels, *fixed))
     except ModelError as error:
         raise SourceError(f"{file.name}: {error}") from None
 

@@ -12,9 +12,11 @@ from torch import nn
 from onnxplain.errors import SourceError
 from onnxplain.manifest import Layer
 from onnxplain_export.assemble import EXPLAINED, INPUT, LOGITS, TracedModel
+from onnxplain_export.evidence import Evidence
 from onnxplain_export.exported_program import as_module
 from onnxplain_export.feature_map import FeatureMap
 from onnxplain_export.layers import LayerCandidate, ModuleCall, candidates
+from onnxplain_export.module_evidence import evidence_of
 from onnxplain_export.probe import Probe
 from onnxplain_export.reference_graph import Arrays
 from onnxplain_export.torch_model import (
@@ -67,6 +69,14 @@ class TorchModel:
     def num_classes(self) -> int:
         """How many logits the model returns; the first time it is run for this."""
         return self._recorded[1]
+
+    @property
+    def evidence(self) -> Sequence[Evidence]:
+        """How the library that the model comes from makes inputs of pictures."""
+        return evidence_of(self._model, self.channels, self.height, self.width)
+
+    def own_labels(self) -> None:
+        """Return no labels: a module doesn't know them."""
 
     def candidates(self) -> list[LayerCandidate]:
         """Return the modules that can be explained, in the order of their calls."""

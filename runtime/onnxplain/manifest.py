@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal, TypeVar, get_args
 
@@ -23,6 +23,12 @@ Crop = Literal["center", "none"]
 Head = Literal["gap_linear"]
 
 _CHANNELS = {"RGB": 3, "BGR": 3, "L": 1}
+_UNSAID: Any = type("Unsaid", (), {"__repr__": lambda self: "unsaid"})()
+GUESSABLE = ("resize", "crop", "mean", "std")
+"""What of a preprocessing can't be seen on a network, and has to be stated or guessed."""
+IMAGENET: dict[str, tuple[float, ...]] = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
+_SMALLEST_CROPPED = 128
+"""Networks of smaller pictures, such as CIFAR's or MNIST's, see them whole."""
 _LARGEST_SIZE = 1 << 15
 _LARGEST_FLOAT32 = 3.4028234663852886e38
 _A_SIZE = f"a whole number from 1 to {_LARGEST_SIZE}"
@@ -34,6 +40,9 @@ class Preprocessing:
 
     The picture is resized (antialiased), cropped to `height` x `width`, scaled to [0, 1], and normalised by
     ``(pixel - mean) / std``.
+
+    What isn't said follows from what is: the colour from the number of channels, a square from one side, the
+    crop from the resize. What doesn't follow is guessed as `usual` does, and `guessed` names it.
 
     Parameters
     ----------
@@ -51,19 +60,49 @@ class Preprocessing:
         Filter of the resize.
     mean, std
         One number a channel, of pixels in [0, 1].
+    stated
+        Names of the parameters that somebody stated; by default those that are given.
     """
 
-    channels: int = 3
-    height: int = 224
-    width: int = 224
-    color: Color = "RGB"
-    resize: int | tuple[int, int] | None = 256
-    crop: Crop = "center"
+    channels: int = _UNSAID
+    height: int = _UNSAID
+    width: int = _UNSAID
+    color: Color = _UNSAID
+    resize: int | tuple[int, int] | None = _UNSAID
+    crop: Crop = _UNSAID
     interpolation: Interpolation = "bilinear"
-    mean: tuple[float, ...] = (0.485, 0.456, 0.406)
-    std: tuple[float, ...] = (0.229, 0.224, 0.225)
+    mean: tuple[float, ...] = _UNSAID
+    std: tuple[float, ...] = _UNSAID
+    stated: frozenset[str] = field(default=_UNSAID, compare=False, repr=False)
 
     def __post_init__(self) -> None:
+        self._complete()
+        self._check()
+
+    def _complete(self) -> None:
+        """Derive what wasn't said."""
+        said = {
+            name: value
+            for name in self.__dataclass_fields__
+            if name != "stated" and (value := getattr(self, name)) is not _UNSAID
+        }
+        complete = {**_derived(said), "stated": frozenset(said) if self.stated is _UNSAID else self.stated}
+        for name, value in complete.items():
+            object.__setattr__(self, name, value)
+
+    @property
+    def guessed(self) -> tuple[str, ...]:
+        """What had to be guessed, of `GUESSABLE`."""
+        return tuple(
+            name
+            for name in GUESSABLE
+            if name not in self.stated
+            # Either says the other: only the whole of a picture needs no crop.
+            and not (name == "crop" and "resize" in self.stated)
+            and not (name == "resize" and "crop" in self.stated and self.crop == "none")
+        )
+
+    def _check(self) -> None:
         for name in ("channels", "height", "width"):
             _require(_is_size(getattr(self, name)), f"input.{name} must be {_A_SIZE}")
         _require(
@@ -101,18 +140,46 @@ class Preprocessing:
 
     @classmethod
     def for_size(cls, channels: int, height: int, width: int) -> Preprocessing:
-        """Return the usual evaluation transform at an input's size.
-
-        The shorter side is resized to size / 0.875 and the centre is cropped; ImageNet's mean and standard
-        deviation for three channels (RGB), and 0.5 for one (L).
+        """Return the usual evaluation transform at an input's size, as `usual` has it.
 
         Raises
         ------
         ModelError
             A picture has no such number of channels, or the size is out of range.
         """
-        grey: dict[str, Any] = {"color": "L", "mean": (0.5,), "std": (0.5,)} if channels == 1 else {}
-        return cls(channels, height, width, resize=round(min(height, width) / 0.875), **grey)
+        return cls(channels, height, width)
+
+    def in_words(self) -> str:
+        """Return what a picture goes through, as a phrase of one line."""
+        return ", ".join(self.steps_in_words())
+
+    def steps_in_words(self) -> tuple[str, str, str]:
+        """Return a phrase each for the colours, the resize with its crop, and the levels."""
+        size = f"{self.height}x{self.width}"
+        if self.resize is None:
+            resize = f"resized to {size}"
+        elif isinstance(self.resize, int):
+            resize = f"shorter side resized to {self.resize}"
+        else:
+            resize = f"resized to {self.resize[0]}x{self.resize[1]}"
+        kernel = "" if self.interpolation == "bilinear" else f" ({self.interpolation})"
+        crop = f", centre {size} cropped" if self.crop == "center" and self.resize else ""
+        return self.color, f"{resize}{kernel}{crop}", self._levels_in_words()
+
+    def _levels_in_words(self) -> str:
+        if not any(self.mean) and set(self.std) == {1}:
+            return "levels in [0, 1]"
+        if not any(self.mean) and set(self.std) == {1 / 255}:
+            return "levels from 0 to 255"
+        mean, std = (
+            " ".join(f"{value:.4g}" for value in (values if len(set(values)) > 1 else values[:1]))
+            for values in (self.mean, self.std)
+        )
+        return f"mean {mean}, std {std}"
+
+    def guess_in_words(self) -> str:
+        """Return what had to be guessed, as a phrase of one line; nothing where nothing had to be."""
+        return f"nobody stated {_listed(self.guessed)}" if self.guessed else ""
 
     def at_size(self, height: int, width: int) -> Preprocessing:
         """Return the same transform for an input of another size: the picture is resized in proportion.
@@ -130,6 +197,55 @@ class Preprocessing:
         elif resize is not None:
             resize = round(resize * max(height / self.height, width / self.width))
         return replace(self, height=height, width=width, resize=resize)
+
+
+def usual(channels: int, height: int, width: int) -> dict[str, Any]:
+    """Guess how pictures become inputs of a size, where nothing but the size is known.
+
+    Three channels of 128 pixels and more: as torchvision's networks of ImageNet, whose pictures' shorter side
+    is resized to size / 0.875 and whose centre is cropped. Others see the whole picture, resized to their
+    size, in [0, 1].
+
+    Returns
+    -------
+    dict
+        Values for `GUESSABLE`.
+    """
+    if channels == 3 and min(height, width) >= _SMALLEST_CROPPED:
+        return {"resize": round(min(height, width) / 0.875), "crop": "center", **IMAGENET}
+    return {"resize": None, "crop": "none", "mean": (0.0,) * channels, "std": (1.0,) * channels}
+
+
+def _listed(names: Sequence[str]) -> str:
+    return " and ".join(filter(None, [", ".join(names[:-1]), *names[-1:]]))
+
+
+def _derived(said: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what follows from what was said of a preprocessing, and where nothing does, what is usual."""
+    known = dict(said)
+    statistics = next((known[name] for name in ("mean", "std") if isinstance(known.get(name), tuple)), None)
+    if "channels" not in known:
+        usual_number = 3 if statistics is None else len(statistics)
+        known["channels"] = _CHANNELS.get(str(known.get("color")), usual_number)
+    known.setdefault("color", "L" if known["channels"] == 1 else "RGB")
+    known.setdefault("height", known.get("width", 224))
+    known.setdefault("width", known["height"])
+    size = known["height"], known["width"]
+    if not _is_size(known["channels"]) or not all(map(_is_size, size)):
+        return known
+    guess = usual(known["channels"], *size)
+    if "resize" in known:
+        known.setdefault("crop", "center")  # of what has the input's own size already, the centre is all
+    elif known.get("crop") == "none":
+        known["resize"] = None
+    elif known.get("crop") == "center":
+        known["resize"] = round(min(size) / 0.875)
+    # Whoever states one of these and not the other leaves the other out.
+    if "mean" in known:
+        guess["std"] = (1.0,) * known["channels"]
+    elif "std" in known:
+        guess["mean"] = (0.0,) * known["channels"]
+    return {**guess, **known}
 
 
 @dataclass(frozen=True)
@@ -205,6 +321,7 @@ class Manifest:
     def to_json(self) -> str:
         """Return the manifest as JSON; the same manifest always gives the same text."""
         fields = asdict(self)
+        fields["input"]["stated"] = {name: name not in self.input.guessed for name in GUESSABLE}
         order = ["schema", "producer", "source", "input", "labels", "activation", "layers", "verification"]
         if self.heatmap is not None:
             order.append("heatmap")
@@ -245,7 +362,7 @@ def _parse(fields: Any) -> Manifest:
     _require(labels is None or isinstance(labels, list), "labels must be a list or null")
     return Manifest(
         schema=fields["schema"],
-        input=_read(Preprocessing, fields.get("input"), "input"),
+        input=_read(Preprocessing, _with_stated(fields.get("input")), "input"),
         layers=tuple(_read(Layer, layer, "layers") for layer in layers),
         labels=None if labels is None else tuple(labels),
         activation=fields.get("activation", "softmax"),
@@ -255,6 +372,18 @@ def _parse(fields: Any) -> Manifest:
         heatmap=fields.get("heatmap"),
         pixels=fields.get("pixels", False),
     )
+
+
+def _with_stated(fields: Any) -> Any:
+    """Return the fields of an input with the names of those stated; all, where the file doesn't say."""
+    if not isinstance(fields, dict) or "stated" not in fields:
+        return fields
+    stated = fields["stated"]
+    _require(
+        isinstance(stated, dict) and all(isinstance(value, bool) for value in stated.values()),
+        "input.stated must be an object of true and false",
+    )
+    return {**fields, "stated": frozenset(name for name, value in stated.items() if value)}
 
 
 _T = TypeVar("_T", Preprocessing, Layer)

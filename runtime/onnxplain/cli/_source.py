@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -27,7 +27,7 @@ class OnnxSource:
 
     model: OnnxModel
     preprocessing: Preprocessing | None
-    """By default the usual one at the file's own size."""
+    """What is stated of it."""
     #: A path says where a file lies on this machine; its name is enough.
     name: None = None
     example_input: None = None
@@ -88,8 +88,7 @@ def load(
     require("export", *([origin] if origin in ("torchvision", "timm") else []))
     from onnxplain_export import load_source
 
-    loaded = load_source(source, checkpoint=checkpoint, size=size)
-    return loaded if preprocessing is None else replace(loaded, preprocessing=preprocessing)
+    return load_source(source, checkpoint=checkpoint, size=size, preprocessing=preprocessing)
 
 
 def _load_onnx(
@@ -101,10 +100,9 @@ def _load_onnx(
         )
     require("onnx")
     from onnxplain_export import OnnxModel
+    from onnxplain_export.evidence import stated_size
 
-    if preprocessing is not None:
-        size = preprocessing.height, preprocessing.width
-    return OnnxSource(OnnxModel(source, size), preprocessing)
+    return OnnxSource(OnnxModel(source, size or stated_size(preprocessing)), preprocessing)
 
 
 def read_text(file: Path) -> str:
@@ -124,14 +122,13 @@ def read_text(file: Path) -> str:
 
 
 def _read_preprocessing(file: Path) -> Preprocessing:
-    """Read a JSON object with the fields of `Preprocessing`."""
+    """Read a JSON object with fields of `Preprocessing`; what it leaves out isn't stated."""
     try:
         fields: dict[str, Any] = json.loads(read_text(file))
-        # What the file leaves out is as usual at its size.
-        size = [fields.get(key, usual) for key, usual in (("channels", 3), ("height", 224), ("width", 224))]
-        lists_as_tuples: dict[str, Any] = {
+        known: dict[str, Any] = {
             key: tuple(value) if isinstance(value, list) else value for key, value in fields.items()
         }
-        return replace(Preprocessing.for_size(*size), **lists_as_tuples)
+        known.pop("stated", None)  # of a manifest's input: here all that stands is
+        return Preprocessing(**known)
     except (ValueError, AttributeError, TypeError, OverflowError, ModelError) as error:
         raise SourceError(f"{file} doesn't say how pictures become inputs: {error}") from None

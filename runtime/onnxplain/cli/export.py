@@ -141,6 +141,8 @@ def _summary(report: ExportReport) -> list[tuple[str, str]]:
     return [
         ("explainer", f"{report.path}, {file_size(report.size)}"),
         ("input", _input(report)),
+        ("picture", report.manifest.input.in_words()),
+        *((name, f"from {where}") for name, where in report.taken.items()),
         *(
             (
                 "layer",

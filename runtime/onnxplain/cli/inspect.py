@@ -48,7 +48,8 @@ def _facts(model: Path, manifest: Manifest, session: InferenceSession) -> list[t
         ("file", f"{model}, {file_size(model.stat().st_size)}"),
         ("source", f"{source.get('name', 'unknown')} ({source.get('kind', 'unknown')})"),
         ("made by", made_by or "unknown"),
-        ("picture", _picture(manifest.input) + "; preprocessed in the file" * manifest.pixels),
+        ("picture", manifest.input.in_words() + "; preprocessed in the file" * manifest.pixels),
+        *([("guessed", _guess(manifest.input))] if manifest.input.guessed else []),
         *(
             [("size", "any; that of the picture and the layers is the export's own")]
             if takes_any_size(session)
@@ -62,16 +63,8 @@ def _facts(model: Path, manifest: Manifest, session: InferenceSession) -> list[t
     ]
 
 
-def _picture(spec: Preprocessing) -> str:
-    if spec.resize is None:
-        resize = f"resized to {spec.height}x{spec.width}"
-    elif isinstance(spec.resize, int):
-        resize = f"shorter side resized to {spec.resize}"
-    else:
-        resize = f"resized to {spec.resize[0]}x{spec.resize[1]}"
-    crop = f", centre {spec.height}x{spec.width} cropped" if spec.crop == "center" and spec.resize else ""
-    mean, std = (" ".join(f"{value:g}" for value in values) for values in (spec.mean, spec.std))
-    return f"{spec.color}, {resize} ({spec.interpolation}){crop}, mean {mean}, std {std}"
+def _guess(spec: Preprocessing) -> str:
+    return f"{', '.join(spec.guessed)} (onnxplain check tells what fits labelled pictures)"
 
 
 def _classes(labels: Sequence[str] | None) -> str:
