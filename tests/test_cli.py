@@ -16,7 +16,7 @@ from onnxplain import Explainer, __version__
 from onnxplain.cli import main
 from onnxplain.cli._text import file_size, printable, table
 
-COMMANDS = ("demo", "export", "layers", "inspect", "verify", "explain", "evaluate", "bench", "web")
+COMMANDS = ("demo", "export", "layers", "inspect", "verify", "check", "explain", "evaluate", "bench", "web")
 HEAVY = {"numpy", "cv2", "onnxruntime", "onnx", "onnx_ir", "onnxscript", "torch", "onnxplain_export"}
 
 

@@ -21,7 +21,7 @@ os.environ.setdefault("OPENCV_LOG_LEVEL", "SILENT")
     "onnxplain",
     cls=OneLineErrors,
     commands_of="onnxplain.cli",
-    names=("demo", "export", "layers", "inspect", "verify", "explain", "evaluate", "bench", "web"),
+    names=("demo", "export", "layers", "inspect", "verify", "check", "explain", "evaluate", "bench", "web"),
     params=[debug_option()],
     context_settings={"help_option_names": ["-h", "--help"]},
 )
