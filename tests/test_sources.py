@@ -126,7 +126,6 @@ def test_checkpoints_that_fail(factory: str, tmp_path: Path, write: object, mess
         ("factory_of_tests:netwrk", r"did you mean network"),
         ("factory_of_tests:broken", "fails: no such weights"),
         ("factory_of_tests:number", "returns int, not a torch.nn.Module"),
-        ("model.onnx", "model.onnx can't be exported yet"),
         ("folder/model.pt2", "there is no program"),
         ("timm:resnet51", r"timm has no network .*did you mean .*resnet50"),
         ("timm:resnet50.no_such_tag", r"timm has no network .*did you mean .*resnet50\."),

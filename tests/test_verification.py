@@ -84,8 +84,11 @@ def test_files_that_are_no_explainers(explainer: Path, tmp_path: Path) -> None:
     (tmp_path / "empty.onnx").write_bytes(b"")
     (tmp_path / "cut.onnx").write_bytes(explainer.read_bytes()[:3000])
     for name, message in (
-        ("plain.onnx", "is not an explainer"),
-        ("empty.onnx", "is not an explainer|not an ONNX model"),
+        ("plain.onnx", "a plain ONNX model, not an explainer; make one of it, without PyTorch"),
+        (
+            "empty.onnx",
+            "a plain ONNX model, not an explainer; make one of it, without PyTorch|not an ONNX model",
+        ),
         ("cut.onnx", "not an ONNX model"),
         ("missing.onnx", "there is no file"),
     ):

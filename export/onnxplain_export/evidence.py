@@ -111,6 +111,15 @@ def stated_by(evidence: Iterable[Evidence], statement: Preprocessing | None) -> 
     return found
 
 
+def guessed_by_source(statement: Preprocessing | None) -> list[Evidence]:
+    """Return what a source gave with a preprocessing and didn't state: it knows the kind, not the weights."""
+    if statement is None:
+        return []
+    names = statement.given - statement.stated - {"channels", "height", "width"}
+    values = {name: getattr(statement, name) for name in sorted(names)}
+    return [Evidence(values, "as its source usually takes them")] if values else []
+
+
 def normalised_inside(image: ir.Value) -> list[Evidence]:
     """Return what a graph's first nodes show: a network that scales its pixels itself takes them raw.
 
@@ -161,8 +170,10 @@ def warn_of_guess(spec: Preprocessing, evidence: Iterable[Evidence], stacklevel:
     """Warn, in one line, where something of a preprocessing had to be guessed, and say how to state it."""
     if not spec.guessed:
         return
-    guesses = (one for one in evidence if not one.is_stated)
-    reasons = [one.source for one in guesses if not one.values.keys().isdisjoint(spec.guessed)]
+    by_name: dict[str, str] = {}
+    for one in evidence:
+        by_name = {**dict.fromkeys(one.values, one.source), **by_name}
+    reasons = dict.fromkeys(by_name[name] for name in spec.guessed if name in by_name)
     because = f" ({'; '.join(reasons)})" if reasons else ""
     statement = {name: getattr(spec, name) for name in spec.guessed}
     warnings.warn(

@@ -20,6 +20,7 @@ from onnxplain_export.assemble import LOGITS, TracedModel, assemble, output_name
 from onnxplain_export.evidence import (
     Evidence,
     check_size,
+    guessed_by_source,
     normalised_inside,
     settle,
     stated_by,
@@ -203,7 +204,7 @@ def export(
     traced = front.trace(names, dynamic_size=dynamic_size)
     network = list(traced.model.graph)
     # What the source says weighs most, and what its graph shows more than what such networks usually take.
-    evidence = [*normalised_inside(traced.image), *front.evidence]
+    evidence = [*normalised_inside(traced.image), *guessed_by_source(statement), *front.evidence]
     evidence.sort(key=lambda one: not one.is_stated)
     preprocessing = _settled(front, statement, evidence)
     if fp16 and is_quantised(traced.model.graph):

@@ -27,10 +27,10 @@ _FEWEST = 5
 
 def evidence_of(model: nn.Module, channels: int, height: int, width: int) -> list[Evidence]:
     """Return what a module shows of how pictures became its inputs, the weightiest first."""
-    return [*_of_batch_norm(model, channels), *_of_library(model, channels, height, width)]
+    return [*of_batch_norm(model, channels), *_of_library(model, channels, height, width)]
 
 
-def _of_batch_norm(model: nn.Module, channels: int) -> list[Evidence]:
+def of_batch_norm(model: nn.Module, channels: int) -> list[Evidence]:
     """Return the normalisation that fits the mean and spread of the inputs that a module has seen."""
     seen = _seen_inputs(model, channels)
     if seen is None:

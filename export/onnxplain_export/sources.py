@@ -9,7 +9,7 @@ import contextlib
 import importlib
 import os
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -20,10 +20,18 @@ from torch import nn
 from onnxplain.errors import ModelError, SourceError
 from onnxplain.extras import require
 from onnxplain.manifest import Preprocessing
-from onnxplain_export.evidence import SAYS_CHANNELS, Evidence, check_size, settle, stated_size
+from onnxplain_export.checkpoints import SUFFIXES, classes_in, load_weights, read_weights
+from onnxplain_export.evidence import (
+    SAYS_CHANNELS,
+    Evidence,
+    check_size,
+    guessed_by_source,
+    settle,
+    stated_size,
+)
 from onnxplain_export.exported_program import as_module, input_shape, load_program
 from onnxplain_export.layers import closest_names
-from onnxplain_export.module_evidence import timm_preprocessing
+from onnxplain_export.module_evidence import of_batch_norm, timm_preprocessing
 from onnxplain_export.torch_model import first_tensor, one_line
 from onnxplain_export.transform import preprocessing_of
 
@@ -53,6 +61,7 @@ def load_source(
     checkpoint: str | os.PathLike[str] | None = None,
     size: tuple[int, int] | None = None,
     preprocessing: Preprocessing | None = None,
+    pretrained: bool = True,
 ) -> Source:
     """Load a model by name.
 
@@ -63,14 +72,18 @@ def load_source(
         returns an `nn.Module` (modules in the current folder are found), or ``FILE.pt2``, a program that
         ``torch.export.save`` wrote for a dynamic batch. Read a program only if you trust where it comes from.
     checkpoint
-        A state dict to load: `.safetensors`, or anything else as a PyTorch file that holds tensors only. For
-        torchvision and timm it stands in place of the pretrained weights, which are downloaded otherwise; the
-        preprocessing is the one that goes with torchvision's newest weights, or with the name of timm's. A
-        program has its own weights.
+        Weights to load: `.safetensors`, or a PyTorch file of tensors by name, bare or as Lightning,
+        DataParallel and training scripts wrap them. For torchvision and timm they stand in place of the
+        pretrained weights, which are downloaded otherwise, and the network is built with as many classes as
+        their head has; the preprocessing is the one that goes with torchvision's newest weights, or with the
+        name of timm's, and no statement. A program has its own weights.
     size
         Height and width of the input; by default those of `preprocessing`, the source's own, or 224 x 224.
     preprocessing
         What is stated of how pictures become inputs; the rest is as the source says.
+    pretrained
+        Without, and without a checkpoint, torchvision's and timm's networks have random weights, and nothing
+        is downloaded.
 
     Raises
     ------
@@ -80,52 +93,83 @@ def load_source(
         The source's package isn't installed.
     """
     size = size or stated_size(preprocessing)
-    source = _load(spec, size, None if checkpoint is None else Path(checkpoint))
+    source = _load(spec, size, None if checkpoint is None else Path(checkpoint), pretrained)
     own = source.preprocessing
-    if preprocessing is None:
-        return source
-    says_channels = not preprocessing.stated.isdisjoint(SAYS_CHANNELS)
-    channels = preprocessing.channels if says_channels and "channels" not in own.stated else own.channels
-    check_size(preprocessing, channels, own.height, own.width)
+    statement = preprocessing or Preprocessing()
+    says_channels = not statement.stated.isdisjoint(SAYS_CHANNELS)
+    channels = statement.channels if says_channels and "channels" not in own.stated else own.channels
+    check_size(statement, channels, own.height, own.width)
     said = Evidence({name: getattr(own, name) for name in own.stated - _SHAPE}, "the source", is_stated=True)
-    settled = settle(preprocessing, channels, own.height, own.width, [said])
-    return replace(source, preprocessing=settled)
+    evidence = [said, *of_batch_norm(source.model, channels), *guessed_by_source(own)]
+    return replace(source, preprocessing=settle(statement, channels, own.height, own.width, evidence))
 
 
-def _load(spec: str, size: tuple[int, int] | None, checkpoint: Path | None) -> Source:
-    if Path(spec).suffix == ".pt2":
+def _load(spec: str, size: tuple[int, int] | None, checkpoint: Path | None, pretrained: bool) -> Source:
+    file = Path(spec)
+    if file.suffix == ".pt2":
         if checkpoint is not None:
             raise SourceError(f"{spec} has its own weights; leave the checkpoint out")
-        return _program(Path(spec), size)
+        return _program(file, size)
     origin, separator, name = spec.partition(":")
-    if Path(spec).suffix == ".onnx":
-        raise SourceError(
-            f"{spec} can't be exported yet: sources are PyTorch modules, named as package.module:factory "
-            "or torchvision:NAME"
-        )
     if not separator or not origin or not name:
-        raise SourceError(
-            f"{spec!r} is no source; name one as torchvision:NAME, timm:NAME or package.module:factory, "
-            "such as torchvision:resnet50"
-        )
-    if origin == "torchvision":
-        source = _torchvision(name, pretrained=checkpoint is None)
-        if size is not None:
-            source = replace(source, preprocessing=source.preprocessing.at_size(*size))
-    elif origin == "timm":
-        source = _timm(name, size, pretrained=checkpoint is None)
-    else:
+        raise SourceError(_no_source(spec))
+    if origin not in _LIBRARIES:
         model = _from_factory(origin, name)
         source = Source(spec, model, _of_size(_channels_of(model), *(size or (224, 224))))
-    if checkpoint is not None:
-        _load_checkpoint(source.model, checkpoint)
-    return source
+        if checkpoint is not None:
+            load_weights(model, read_weights(checkpoint, model), checkpoint)
+        return source
+    make = _LIBRARIES[origin]
+    if checkpoint is None:
+        return make(name, size, pretrained=pretrained)
+    source = make(name, size, pretrained=False)
+    weights = read_weights(checkpoint, source.model)
+    classes = classes_in(weights, source.model)
+    if classes is not None:
+        source = make(name, size, pretrained=False, num_classes=classes)
+    load_weights(source.model, weights, checkpoint)
+    # Whoever trained these weights may have done otherwise than the library.
+    return replace(source, preprocessing=replace(source.preprocessing, stated=_SHAPE))
+
+
+def _no_source(spec: str) -> str:
+    """Say what to do with a word that names no source."""
+    file = Path(spec)
+    if file.suffix == ".onnx":
+        return (
+            f"{spec} is no module, and needs none: export it as it is, without PyTorch, with "
+            f"onnxplain_export.export({spec!r}, None, OUT) or on the command line"
+        )
+    if file.suffix in SUFFIXES:
+        return (
+            f"{spec} holds weights, and not the network that they belong to: name that, torchvision:NAME, "
+            f"timm:NAME or package.module:factory, and give the file with --checkpoint {spec}"
+        )
+    origins = [origin for origin in _LIBRARIES if spec in _names_in(origin)]
+    near = (
+        f"did you mean {' or '.join(f'{origin}:{spec}' for origin in origins)}?"
+        if origins
+        else (
+            "name one as torchvision:NAME, timm:NAME, package.module:factory, model.pt2 or model.onnx, "
+            "such as torchvision:resnet50"
+        )
+    )
+    return f"{spec!r} is no source; {near}"
+
+
+def _names_in(origin: str) -> list[str]:
+    """Return the names of a library's networks; none where it isn't installed."""
+    try:
+        library: Any = importlib.import_module("torchvision.models" if origin == "torchvision" else "timm")
+        return list(library.list_models(module=library) if origin == "torchvision" else library.list_models())
+    except (ImportError, RuntimeError):
+        return []
 
 
 def _of_size(channels: int | None, height: int, width: int) -> Preprocessing:
     """Return the usual preprocessing of a size, of three channels where their number isn't known."""
     known = {"height", "width", *(["channels"] if channels else [])}
-    return replace(Preprocessing.for_size(channels or 3, height, width), stated=frozenset(known))
+    return Preprocessing(channels or 3, height, width, stated=frozenset(known))
 
 
 def _channels_of(model: nn.Module) -> int | None:
@@ -134,7 +178,9 @@ def _channels_of(model: nn.Module) -> int | None:
     return first.in_channels if first is not None and first.in_channels in (1, 3) else None
 
 
-def _torchvision(name: str, *, pretrained: bool) -> Source:
+def _torchvision(
+    name: str, size: tuple[int, int] | None, *, pretrained: bool, num_classes: int | None = None
+) -> Source:
     require("torchvision")
     models = _import_beside_torch("torchvision.models")
     if name not in models.list_models(module=models):
@@ -143,22 +189,29 @@ def _torchvision(name: str, *, pretrained: bool) -> Source:
         )
     weights = models.get_model_weights(name).DEFAULT
     # Random weights that a checkpoint is about to replace need no costly initialisation.
-    options = {"init_weights": False} if name in ("googlenet", "inception_v3") and not pretrained else {}
+    options: dict[str, Any] = (
+        {"init_weights": False} if name in ("googlenet", "inception_v3") and not pretrained else {}
+    )
+    if num_classes is not None:
+        options["num_classes"] = num_classes
     try:
         model = models.get_model(name, weights=weights if pretrained else None, **options)
     except OSError as error:
         raise SourceError(
             f"can't download the weights of {name} ({one_line(error)}); give a file with --checkpoint"
         ) from None
+    preprocessing = preprocessing_of(weights.transforms())
     return Source(
         f"torchvision:{name}",
         model,
-        preprocessing_of(weights.transforms()),
-        tuple(weights.meta["categories"]),
+        preprocessing if size is None else preprocessing.at_size(*size),
+        tuple(weights.meta["categories"]) if num_classes is None else None,
     )
 
 
-def _timm(name: str, size: tuple[int, int] | None, *, pretrained: bool) -> Source:
+def _timm(
+    name: str, size: tuple[int, int] | None, *, pretrained: bool, num_classes: int | None = None
+) -> Source:
     require("timm")
     timm = _import_beside_torch("timm")
     known = {*timm.list_models(), *timm.list_models(pretrained=True)}
@@ -170,7 +223,9 @@ def _timm(name: str, size: tuple[int, int] | None, *, pretrained: bool) -> Sourc
     if pretrained and not config.has_weights:
         raise SourceError(f"timm has no weights of {name}; give a file with --checkpoint")
     # Networks with position embeddings or windows are made for one size; the others take any.
-    options = {"img_size": size} if size is not None and config.fixed_input_size else {}
+    options: dict[str, Any] = {"img_size": size} if size is not None and config.fixed_input_size else {}
+    if num_classes is not None:
+        options["num_classes"] = num_classes
     try:
         model = timm.create_model(name, pretrained=pretrained, **options)
     except OSError as error:
@@ -186,7 +241,11 @@ def _timm(name: str, size: tuple[int, int] | None, *, pretrained: bool) -> Sourc
     found = timm.data.resolve_model_data_config(model)
     if size is not None:
         found["input_size"] = (found["input_size"][0], *size)
-    return Source(f"timm:{name}", model, timm_preprocessing(found), _timm_labels(timm, model))
+    labels = _timm_labels(timm, model) if num_classes is None else None
+    return Source(f"timm:{name}", model, timm_preprocessing(found), labels)
+
+
+_LIBRARIES = {"torchvision": _torchvision, "timm": _timm}
 
 
 def _timm_labels(timm: Any, model: nn.Module) -> tuple[str, ...] | None:
@@ -251,31 +310,6 @@ def _from_factory(module_name: str, factory_name: str) -> nn.Module:
             f"{module_name}:{factory_name} returns {type(model).__name__}, not a torch.nn.Module"
         )
     return model
-
-
-def _load_checkpoint(model: nn.Module, file: Path) -> None:
-    if not file.is_file():
-        raise SourceError(f"there is no checkpoint {str(file)!r}")
-    try:
-        if file.suffix == ".safetensors":
-            from safetensors.torch import load_file
-
-            state: Any = load_file(file)
-        else:
-            state = torch.load(file, map_location="cpu", weights_only=True)
-    except Exception as error:
-        raise SourceError(f"can't read the checkpoint {str(file)!r}: {one_line(error)}") from error
-    if isinstance(state, Mapping):
-        # Training scripts save more than the weights, and DataParallel puts a prefix before their names.
-        state = next(
-            (state[key] for key in ("state_dict", "model") if isinstance(state.get(key), Mapping)), state
-        )
-        state = {key.removeprefix("module."): value for key, value in state.items()}
-    try:
-        model.load_state_dict(state)
-    except Exception as error:
-        detail = " ".join(str(error).split())
-        raise SourceError(f"the checkpoint {str(file)!r} doesn't fit the model: {detail[:200]}") from error
 
 
 @contextlib.contextmanager

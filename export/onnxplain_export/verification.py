@@ -28,6 +28,7 @@ at the ends of their range: there the rules, which let the gradient straight thr
 from __future__ import annotations
 
 import os
+import shlex
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -120,8 +121,8 @@ def verify(path: str | os.PathLike[str]) -> Verification:
     text = model.metadata_props.get(METADATA_KEY)
     if text is None:
         raise ModelError(
-            f"{str(file)!r} is not an explainer; export one from its PyTorch model with: "
-            "onnxplain export SOURCE -o OUT.onnx"
+            f"{str(file)!r} is a plain ONNX model, not an explainer; make one of it, without PyTorch: "
+            f"onnxplain export {shlex.quote(str(file))} -o explainer.onnx"
         )
     manifest = Manifest.from_json(text)
     if manifest.heatmap is not None:

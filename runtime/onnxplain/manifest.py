@@ -70,10 +70,12 @@ class Preprocessing:
     color: Color = _UNSAID
     resize: int | tuple[int, int] | None = _UNSAID
     crop: Crop = _UNSAID
-    interpolation: Interpolation = "bilinear"
+    interpolation: Interpolation = _UNSAID
     mean: tuple[float, ...] = _UNSAID
     std: tuple[float, ...] = _UNSAID
     stated: frozenset[str] = field(default=_UNSAID, compare=False, repr=False)
+    given: frozenset[str] = field(init=False, compare=False, repr=False)
+    """Names of the parameters that were given, stated or not: what else there is was derived from these."""
 
     def __post_init__(self) -> None:
         self._complete()
@@ -83,10 +85,12 @@ class Preprocessing:
         """Derive what wasn't said."""
         said = {
             name: value
-            for name in self.__dataclass_fields__
-            if name != "stated" and (value := getattr(self, name)) is not _UNSAID
+            for name, known in self.__dataclass_fields__.items()
+            if name != "stated" and known.init and (value := getattr(self, name)) is not _UNSAID
         }
-        complete = {**_derived(said), "stated": frozenset(said) if self.stated is _UNSAID else self.stated}
+        given = frozenset(said)
+        complete = {**_derived(said), "given": given}
+        complete["stated"] = given if self.stated is _UNSAID else self.stated & given
         for name, value in complete.items():
             object.__setattr__(self, name, value)
 
@@ -228,6 +232,7 @@ def _derived(said: Mapping[str, Any]) -> dict[str, Any]:
         usual_number = 3 if statistics is None else len(statistics)
         known["channels"] = _CHANNELS.get(str(known.get("color")), usual_number)
     known.setdefault("color", "L" if known["channels"] == 1 else "RGB")
+    known.setdefault("interpolation", "bilinear")
     known.setdefault("height", known.get("width", 224))
     known.setdefault("width", known["height"])
     size = known["height"], known["width"]
@@ -321,6 +326,7 @@ class Manifest:
     def to_json(self) -> str:
         """Return the manifest as JSON; the same manifest always gives the same text."""
         fields = asdict(self)
+        del fields["input"]["given"]
         fields["input"]["stated"] = {name: name not in self.input.guessed for name in GUESSABLE}
         order = ["schema", "producer", "source", "input", "labels", "activation", "layers", "verification"]
         if self.heatmap is not None:
@@ -395,7 +401,7 @@ def _read(kind: type[_T], fields: Any, where: str) -> _T:
     known: dict[str, Any] = {
         key: tuple(value) if isinstance(value, list) else value
         for key, value in fields.items()
-        if key in kind.__dataclass_fields__
+        if (known_field := kind.__dataclass_fields__.get(key)) is not None and known_field.init
     }
     return kind(**known)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -113,8 +114,8 @@ def read_manifest(session: InferenceSession, name: str) -> Manifest:
         raise ModelError(f"{name}: its metadata is damaged; export the model again") from None
     if text is None:
         raise ModelError(
-            f"{name} is a plain ONNX model, not an explainer; "
-            "export one from its PyTorch model: onnxplain export SOURCE -o OUT.onnx"
+            f"{name} is a plain ONNX model, not an explainer; make one of it, without PyTorch: "
+            f"onnxplain export {_shown(name)} -o explainer.onnx"
         )
     try:
         manifest = Manifest.from_json(text)
@@ -124,6 +125,11 @@ def read_manifest(session: InferenceSession, name: str) -> Manifest:
     except UnicodeDecodeError:
         raise ModelError(f"{name}: a tensor's name is damaged; export the model again") from None
     return manifest
+
+
+def _shown(name: str) -> str:
+    """Return a model's path as it is typed; of one in memory, what stands for it."""
+    return shlex.quote(name) if name != model_name(None) else "MODEL.onnx"
 
 
 def num_classes(session: InferenceSession) -> int | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import operator
+import re
 from collections.abc import Sequence
 from typing import SupportsIndex
 
@@ -15,6 +16,8 @@ Target = SupportsIndex | str | None
 """A class index, a label, a negative rank (-1 is the highest logit), or None for the predicted class."""
 
 _INT64 = 1 << 63
+_MOST = 5
+"""Labels that an error proposes."""
 
 
 def resolve_target(target: Target, labels: Sequence[str] | None, num_classes: int | None) -> int:
@@ -65,8 +68,18 @@ def _index_of(label: str, labels: Sequence[str] | None) -> int:
         raise TargetError(
             f"the label {label!r} names {len(indices)} classes; give an index: {', '.join(map(str, indices))}"
         )
-    by_lower_case = {other.lower(): other for other in reversed(labels)}
-    near = [by_lower_case[match] for match in difflib.get_close_matches(label.lower(), by_lower_case, n=5)]
+    near = _like(label, labels)
     listed = "onnxplain inspect MODEL.onnx --json lists its labels"
     hint = f"did you mean {', '.join(map(repr, near))}?" if near else listed
     raise TargetError(f"the model has no class {label!r}; {hint}")
+
+
+def _like(label: str, labels: Sequence[str]) -> list[str]:
+    """Return the labels that an unknown one may stand for: those with its words, then those spelt like it."""
+    words = set(re.findall(r"\w+", label.casefold()))
+    by_case = {other.casefold(): other for other in reversed(labels)}
+    with_words = [key for key in by_case if words and words <= set(re.findall(r"\w+", key))]
+    spelt = difflib.get_close_matches(label.casefold(), by_case, n=_MOST)
+    # The shortest says little else.
+    near = dict.fromkeys([*sorted(with_words, key=len), *spelt])
+    return [by_case[key] for key in list(near)[:_MOST]]

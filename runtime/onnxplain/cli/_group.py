@@ -8,6 +8,7 @@ import sys
 import traceback
 import warnings
 from collections.abc import Sequence
+from difflib import get_close_matches
 from importlib import import_module
 from typing import Any, NoReturn
 
@@ -48,6 +49,17 @@ class OneLineErrors(click.Group):
         if cmd_name in self._names and cmd_name not in self.commands:
             self.add_command(import_module(f"{self._package}.{cmd_name}").command)
         return super().get_command(ctx, cmd_name)
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """Return the command that `args` name; of an unknown name the error proposes what it is like."""
+        name = str(args[0])
+        if name not in self._names and not name.startswith("-"):
+            near = get_close_matches(name, self._names, n=1)
+            hint = f" Did you mean {near[0]!r}?" if near else ""
+            ctx.fail(f"No such command {name!r}.{hint}")
+        return super().resolve_command(ctx, args)
 
     def main(self, args: Sequence[str] | None = None, *extra: Any, **settings: Any) -> NoReturn:
         """Run the command line `args` (default: the process's own) and exit."""

@@ -54,7 +54,8 @@ def source_arguments(command: _Command) -> _Command:
             "--checkpoint",
             metavar="FILE",
             type=click.Path(path_type=Path),
-            help="The network's weights: .safetensors, or a PyTorch file of tensors.",
+            help="The network's weights: .safetensors, or a PyTorch file, as training scripts, Lightning and "
+            "DataParallel write them.",
         ),
         click.argument("source"),
     ):
@@ -63,9 +64,14 @@ def source_arguments(command: _Command) -> _Command:
 
 
 def load(
-    source: str, checkpoint: Path | None, size: tuple[int, int] | None, preprocessing_file: Path | None
+    source: str,
+    checkpoint: Path | None,
+    size: tuple[int, int] | None,
+    preprocessing_file: Path | None,
+    *,
+    pretrained: bool = True,
 ) -> Source | OnnxSource:
-    """Load SOURCE as its options say.
+    """Load SOURCE as its options say; its `pretrained` weights too, unless the network will do.
 
     Raises
     ------
@@ -88,7 +94,9 @@ def load(
     require("export", *([origin] if origin in ("torchvision", "timm") else []))
     from onnxplain_export import load_source
 
-    return load_source(source, checkpoint=checkpoint, size=size, preprocessing=preprocessing)
+    return load_source(
+        source, checkpoint=checkpoint, size=size, preprocessing=preprocessing, pretrained=pretrained
+    )
 
 
 def _load_onnx(

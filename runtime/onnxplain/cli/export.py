@@ -98,10 +98,11 @@ def command(
 ) -> None:
     """Make an explainer of the classifier SOURCE.
 
-    SOURCE is torchvision:NAME, with its pretrained weights unless there is a checkpoint, or
-    package.module:factory for a function of yours that returns a torch.nn.Module; modules in the current
-    folder are found. Or it is the .onnx file of a finished classifier, for which PyTorch isn't needed; its
-    layers are its nodes and tensors.
+    SOURCE is torchvision:NAME or timm:NAME, with its pretrained weights unless there is a checkpoint, whose
+    head then says how many classes there are; package.module:factory for a function of yours that returns a
+    torch.nn.Module, where modules in the current folder are found; or model.pt2, a program of torch.export.
+    Or it is the .onnx file of a finished classifier, for which PyTorch isn't needed; its layers are its nodes
+    and tensors.
 
     The explainer is verified before it gets its name: its gradients against central differences in float64,
     its file against the source. What fails leaves no file.

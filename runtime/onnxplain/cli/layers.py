@@ -17,9 +17,11 @@ def command(
 ) -> None:
     """List the layers of SOURCE that can be explained, in the order in which they run.
 
-    The one that `onnxplain export` picks by itself is marked. SOURCE is as in `onnxplain export --help`.
+    The one that `onnxplain export` picks by itself is marked. SOURCE is as in `onnxplain export --help`:
+    torchvision:NAME or timm:NAME, whose weights aren't downloaded for this, package.module:factory, model.pt2
+    or model.onnx.
     """
-    loaded = load(source, checkpoint, size, preprocessing_file)
+    loaded = load(source, checkpoint, size, preprocessing_file, pretrained=False)
     from onnxplain_export import list_layers
 
     rows = [
