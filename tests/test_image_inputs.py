@@ -16,7 +16,7 @@ from PIL import Image, ImageCms, ImageOps
 
 from onnxplain import Explainer, ImageError
 from onnxplain.images import kept, read_image, read_picture
-from test_orientation import RGB, RGBA, encode
+from sample_pictures import RGB, RGBA, encode
 from tiny_explainer import tiny_explainer
 
 PIXELS = np.asarray(RGB)

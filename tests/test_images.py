@@ -406,6 +406,8 @@ def test_a_png_with_a_wrong_checksum():
         b"BM",
         b"RIFF....WEBP",
         b"<svg/>",
+        b"P5 4 4 0\n" + bytes(16),
+        b"P5 4 4 " + b"9" * 5000 + b"\n" + bytes(16),
         b"\0" * 5000,
     ],
 )

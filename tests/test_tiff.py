@@ -13,6 +13,7 @@ from PIL import Image, ImageCms
 
 from onnxplain import ImageError, extras
 from onnxplain.images import decode_image
+from sample_pictures import turned
 from tiff_files import (
     BLACK_IS_ZERO,
     CMYK,
@@ -26,7 +27,6 @@ from tiff_files import (
     YCBCR,
     tiff,
 )
-from turned import turned
 
 COLOURS = {WHITE_IS_ZERO: 1, BLACK_IS_ZERO: 1, RGB: 3, CMYK: 4}
 OTHER, ASSOCIATED, ALPHA = 0, 1, 2  # what an extra sample is

@@ -30,7 +30,7 @@ _START_OF_FRAME = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 _JPEG_2000 = b"\xff\x4f\xff\x51"
 """Its first two markers, which stand side by side."""
 
-_NETPBM = re.compile(rb"P([2356])" + 3 * rb"(?:\s|#[^\n]*\n)+(\d+)")
+_NETPBM = re.compile(rb"P([2356])" + 3 * rb"(?:\s|#[^\n]*\n)+(\d{1,9})")
 _NETPBM_TEXT = b"23"
 
 
@@ -121,14 +121,14 @@ def whites(data: bytes) -> set[int]:
     netpbm = _NETPBM.match(data)
     if netpbm:
         # OpenCV scales what is written as text, up to 8 bits.
-        return {max(int(netpbm[4]), 255 if netpbm[1] in _NETPBM_TEXT else 0)}
+        return {max(int(netpbm[4]), 255 if netpbm[1] in _NETPBM_TEXT else 1)}
     return set()
 
 
 def _exif(data: bytes) -> bytes:
     """Return the EXIF block of a JPEG, PNG or WebP file; empty if there is none.
 
-    Of several the first: that is the one by which browsers, libexif and Pillow turn a picture.
+    Of several the first: that is the one by which Firefox and Pillow turn a picture.
     """
     if data.startswith(_JPEG):
         for marker, segment in _jpeg_segments(data):

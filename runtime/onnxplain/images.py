@@ -118,6 +118,7 @@ def read_picture(image: Image, enough: int | None = None) -> Picture:
     size = jpeg_size(encoded[0])
     for scale, flag in _REDUCED.items():
         if size and enough and min(size) >= enough * scale:
+            _check_whole(*encoded)
             pixels = _decode_jpeg(*encoded, flag)
             return Picture(pixels, size[::-1] if orientation(encoded[0]) >= 5 else size, encoded)
     pixels = decode_image(*encoded)
@@ -206,7 +207,6 @@ def decode_image(data: bytes, name: str) -> RGB:
 
 def _decode_jpeg(data: bytes, name: str, flags: int) -> RGB:
     """Decode a JPEG in grey or colour to RGB, whole or reduced, upright."""
-    _check_whole(data, name)
     pixels = decode(data, name, flags)
     with image_errors(name):
         return turn(np.asarray(pixels, np.uint8), orientation(data))

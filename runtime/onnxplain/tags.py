@@ -14,8 +14,8 @@ _ORIENTATION = 0x0112
 def read_tags(data: bytes) -> dict[int, tuple[int, ...]]:
     """Return the whole numbers under each tag: nothing where the bytes are no such directory.
 
-    An entry that is damaged is left out, and the others count, as in browsers, libexif and Pillow; OpenCV
-    reads none then. Of entries with the same tag the first counts.
+    An entry that is damaged is left out, and the others count, as in browsers and Pillow; OpenCV reads none
+    after it. Of entries with the same tag the first counts.
     """
     order: Literal["little", "big"] = "little" if data[:2] == b"II" else "big"
 
