@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import io
+import os
 import struct
+import subprocess
+import sys
 import zlib
+from contextlib import suppress
+from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
+from imagecodecs import jpeg2k_encode
 from PIL import Image, ImageOps
 
 from onnxplain import ImageError
@@ -112,28 +118,6 @@ def test_cmyk(data):
     assert_as_pillow(data, tolerance=2)
 
 
-@pytest.mark.parametrize("orientation", range(1, 9))
-@pytest.mark.parametrize(
-    ("image", "kind", "options"),
-    [
-        (RGB, "JPEG", {}),
-        (CMYK, "JPEG", {}),
-        (RGB, "PNG", {}),
-        (RGBA, "PNG", {}),
-        (RGB, "WEBP", {}),
-        (RGBA, "WEBP", {"lossless": True, "exact": True}),
-        (RGB, "TIFF", {}),
-        (RGBA, "TIFF", {}),
-    ],
-)
-def test_exif_orientation(image, kind, options, orientation):
-    exif = Image.Exif()
-    exif[0x0112] = orientation
-    data = encode(image, kind, exif=exif, **options)
-    assert decode_image(data, "it").shape == ((40, 60, 3) if orientation < 5 else (60, 40, 3))
-    assert_as_pillow(data, tolerance=2)
-
-
 @pytest.mark.parametrize("extension", [".png", ".tiff"])
 @pytest.mark.parametrize("channels", [1, 3, 4])
 def test_16_bits(channels, extension):
@@ -146,6 +130,149 @@ def test_16_bits(channels, extension):
     expected = (colour * alpha + 1 - alpha) * 255
     assert np.abs(decode_image(data, "it") - expected).max() <= 1
     assert np.abs(read_image(deep) - expected).max() <= 1
+
+
+def deep(bits, channels):
+    """Return numbers of so many bits, and the colours that a viewer shows of them."""
+    white = 2**bits - 1
+    values = smooth_noise(channels=channels).reshape(40, 60, channels) / 255
+    numbers = np.round(values * white).astype(np.uint16 if bits > 8 else np.uint8)
+    colour = numbers[..., :3] / white
+    alpha = numbers[..., 3:] / white if channels == 4 else 1
+    return numbers, np.broadcast_to((colour * alpha + 1 - alpha) * 255, (40, 60, 3))
+
+
+@pytest.mark.parametrize("bits", [8, 10, 12])
+@pytest.mark.parametrize("channels", [1, 3, 4])
+def test_depths_of_avif(channels, bits):
+    numbers, expected = deep(bits, channels)
+    options = [cv2.IMWRITE_AVIF_QUALITY, 100, cv2.IMWRITE_AVIF_DEPTH, bits]
+    bgr = numbers if channels == 1 else numbers[..., [2, 1, 0, 3][:channels]]
+    data = cv2.imencode(".avif", bgr, options)[1].tobytes()
+    assert np.abs(decode_image(data, "it") - expected).max() <= 1
+
+
+@pytest.mark.parametrize("container", ["jp2", "j2k"])
+@pytest.mark.parametrize("bits", [8, 9, 10, 12, 14, 16])
+@pytest.mark.parametrize("channels", [1, 3, 4])
+def test_depths_of_jpeg_2000(channels, bits, container):
+    numbers, expected = deep(bits, channels)
+    data = jpeg2k_encode(
+        numbers.squeeze(),
+        level=0,
+        reversible=True,
+        bitspersample=bits,
+        codecformat=container,
+        colorspace="GRAY" if channels == 1 else "SRGB",
+    )
+    assert np.abs(decode_image(data, "it") - expected).max() <= 1
+    # A last channel of another depth, says the header.
+    header = data.index(b"\xff\x4f\xff\x51")
+    odd = bytearray(data)
+    odd[header + 42 + 3 * (channels - 1)] ^= 3
+    if channels > 1:
+        with pytest.raises(ImageError, match=r"several depths|damaged"):
+            decode_image(bytes(odd), "it")
+
+
+@pytest.mark.parametrize("white", [1, 2, 15, 100, 255, 256, 1023, 4095, 65535])
+@pytest.mark.parametrize("kind", ["P2", "P3", "P5", "P6"])
+def test_depths_of_netpbm(kind, white):
+    channels = 3 if kind in ("P3", "P6") else 1
+    numbers = np.round(smooth_noise(channels=channels).reshape(40, 60, channels) / 255 * white).astype(int)
+    header = f"{kind} # a comment\n#another\n60 40\n{white}\n".encode()
+    as_text = " ".join(str(number) for number in numbers.ravel()).encode() + b"\n"
+    as_bytes = numbers.astype(">u2" if white > 255 else np.uint8).tobytes()
+    data = header + (as_text if kind in ("P2", "P3") else as_bytes)
+    assert np.abs(decode_image(data, "it") - numbers / white * 255).max() <= 1
+
+
+@pytest.mark.parametrize("kind", ["P1", "P4"])
+def test_netpbm_in_black_and_white(kind):
+    black = np.asarray(RGB.convert("1")) == 0
+    pixels = b" ".join(b"%d" % one for one in black.ravel()) + b"\n"
+    data = f"{kind}\n60 40\n".encode() + (np.packbits(black, axis=1).tobytes() if kind == "P4" else pixels)
+    assert (decode_image(data, "it") == np.where(black, 0, 255)[..., None]).all()
+
+
+@pytest.mark.parametrize("channels", [1, 2, 3, 4])
+@pytest.mark.parametrize("white", [1, 255, 65535])
+def test_pam_is_refused(channels, white):
+    """OpenCV swaps its colours, and fails at two channels."""
+    pixels = np.zeros((40, 60, channels), ">u2" if white > 255 else np.uint8).tobytes()
+    tuples = ("GRAYSCALE", "GRAYSCALE_ALPHA", "RGB", "RGB_ALPHA")[channels - 1]
+    header = f"P7\nWIDTH 60\nHEIGHT 40\nDEPTH {channels}\nMAXVAL {white}\nTUPLTYPE {tuples}\nENDHDR\n"
+    with pytest.raises(ImageError, match=r"^it\.pam is a PAM file, which isn't read; save it as PNG$"):
+        decode_image(header.encode() + pixels, "it.pam")
+
+
+@pytest.mark.parametrize(("header", "masks", "has_alpha"), [(40, 3, False), (108, 3, False), (108, 4, True)])
+@pytest.mark.parametrize("fourth", [0, 128, 255])
+def test_the_fourth_byte_of_a_bmp(header, masks, has_alpha, fourth):
+    """It is alpha where a mask says so."""
+    fields = struct.pack("<IiiHHIIiiII", header, 60, 40, 1, 32, 3, 0, 0, 0, 0, 0)
+    masked = struct.pack("<IIII", 0xFF0000, 0xFF00, 0xFF, 0xFF000000)[: 4 * masks]
+    info = fields + (masked if header == 40 else masked.ljust(header - 40, b"\0"))
+    pixels = np.dstack([np.asarray(RGB)[::-1, :, ::-1], np.full((40, 60), fourth, np.uint8)])
+    data = b"BM" + struct.pack("<IHHI", 0, 0, 0, 14 + len(info)) + info + pixels.tobytes()
+    alpha = fourth / 255 if has_alpha else 1
+    expected = np.asarray(RGB) * alpha + 255 * (1 - alpha)
+    assert np.abs(decode_image(data, "it") - expected).max() <= 1
+
+
+@pytest.mark.parametrize(
+    "extension", [".tiff", ".png", ".jp2", ".webp", ".avif", ".bmp", ".hdr", ".pfm", ".ppm"]
+)
+def test_any_array_that_opencv_writes_is_a_picture_or_an_image_error(extension):
+    """One odd picture doesn't stop the others."""
+    rng = np.random.default_rng(0)
+    written = 0
+    for dtype in ("u1", "i1", "u2", "i2", "u4", "i4", "f2", "f4", "f8"):
+        for channels in (1, 3, 4):
+            if (extension, channels) == (".hdr", 4):
+                continue  # which ends the process
+            pixels = (rng.random((40, 60, channels)) * 100).astype(dtype)
+            try:
+                done, data = cv2.imencode(extension, pixels)
+            except cv2.error:
+                continue
+            if done:
+                written += 1
+                with suppress(ImageError):
+                    assert decode_image(data.tobytes(), "it").shape == (40, 60, 3)
+    assert written > 3
+
+
+LIMITED = """
+import resource, sys
+from onnxplain import ImageError
+from onnxplain.images import read_image
+import numpy as np
+held = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
+resource.setrlimit(resource.RLIMIT_AS, (held + 80_000_000, held + 80_000_000))
+for picture in (sys.argv[1], sys.argv[2], np.broadcast_to(np.uint8(3), (9000, 9000, 3)), sys.argv[3]):
+    try:
+        print(read_image(picture).shape)
+    except ImageError as error:
+        print(error)
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="Linux alone says what a process holds")
+def test_a_picture_that_needs_more_memory_than_there_is(tmp_path):
+    """The next one is read."""
+    Image.new("1", (9000, 9000)).save(tmp_path / "large.png")
+    (tmp_path / "file.png").touch()
+    os.truncate(tmp_path / "file.png", 200_000_000)
+    RGB.save(tmp_path / "small.png")
+    names = [str(tmp_path / name) for name in ("large.png", "file.png", "small.png")]
+    done = subprocess.run(
+        [sys.executable, "-c", LIMITED, *names], capture_output=True, text=True, check=False
+    )
+    large, file, array, small = done.stdout.splitlines()
+    for line, name in ((large, names[0]), (file, names[1]), (array, "the array")):
+        assert line == f"{name} is too large: it needs more memory than there is", done.stderr
+    assert small == "(40, 60, 3)"
 
 
 def test_16_bits_with_a_transparent_grey():
@@ -279,6 +406,8 @@ def test_a_png_with_a_wrong_checksum():
         b"BM",
         b"RIFF....WEBP",
         b"<svg/>",
+        b"P5 4 4 0\n" + bytes(16),
+        b"P5 4 4 " + b"9" * 5000 + b"\n" + bytes(16),
         b"\0" * 5000,
     ],
 )

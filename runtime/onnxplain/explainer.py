@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from onnxplain.errors import MethodError, TargetError
 from onnxplain.explanation import Explanation, on_common_scale
 from onnxplain.image_methods import IMAGE, IMAGE_METHODS, Subject, check_image_method
-from onnxplain.images import Image, read_picture
+from onnxplain.images import Image, kept, read_picture
 from onnxplain.manifest import Layer, Manifest
 from onnxplain.maps import METHODS, check_method
 from onnxplain.network import Network
@@ -126,7 +126,8 @@ class Explainer:
         Parameters
         ----------
         image
-            A path, an encoded picture, or an RGB array [H, W, 3] (see `onnxplain.images.read_image`).
+            A path, an encoded picture, a binary file, a picture of Pillow, or an RGB array [H, W, 3] (see
+            `onnxplain.images.read_image`).
         target
             A class index, a label, a negative rank (-1 is the highest logit), or None for the predicted
             class.
@@ -229,8 +230,8 @@ class Explainer:
         Parameters
         ----------
         images
-            The pictures, each as in `explain`, of any sizes. An array may be filled again when the next is
-            asked for.
+            The pictures, each as in `explain`, of any sizes. When the next is asked for, an array may be
+            filled again, and a file closed.
         target, method, layer, eigen_smooth, aug_smooth
             As in `explain`.
 
@@ -244,8 +245,8 @@ class Explainer:
         ImageError, TargetError, MethodError
             As in `explain`, when the picture's turn comes.
         """
-        # The caller may fill an array again before a thread comes to it.
-        taken = (image.copy() if isinstance(image, np.ndarray) else image for image in images)
+        # The caller may fill an array again, or close a file, before a thread comes to it.
+        taken = map(kept, images)
         how = self._how(method, layer, eigen_smooth, aug_smooth)
         with closing(in_order(lambda image: self._run([image], [[target]], how)[0][0], taken)) as calls:
             for call in calls:

@@ -17,6 +17,7 @@ PACKAGES = {
     "evaluate": ("matplotlib", "scipy"),
     "report": ("jinja2",),
     "figure": ("matplotlib",),
+    "tiff": ("tifffile", "imagecodecs"),
 }
 
 

@@ -1,32 +1,73 @@
-"""Pictures as RGB arrays, from files, encoded bytes or arrays.
+"""Pictures as RGB arrays, from files, encoded bytes, arrays or Pillow's pictures.
 
-Everything comes out as 8-bit RGB, the way the viewer of the file would see it: turned as EXIF says, grey and
+Everything comes out as 8-bit RGB, the way the viewer of the file would see it: turned as it says, grey and
 palette expanded, 16 bits scaled to 8, transparency laid over white.
 """
 
 from __future__ import annotations
 
 import os
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
 
-from onnxplain.encoded import exif_orientation, find_damage, jpeg_size, transparent_grey
+from onnxplain.colours import RGB, to_rgb, turn
+from onnxplain.decoding import decode, foreign_errors, image_errors, in_rgb_order
+from onnxplain.encoded import (
+    exif_of_text,
+    find_damage,
+    has_unused_alpha,
+    jpeg_size,
+    orientation,
+    orientation_of_exif,
+    transparent_grey,
+    whites,
+)
 from onnxplain.errors import ImageError
 from onnxplain.opencv import cv2
-
-RGB = NDArray[np.uint8]
-Image = str | os.PathLike[str] | bytes | NDArray[Any]
-"""A path, an encoded picture, or an array: [H, W], [H, W, 1], [H, W, 3] or [H, W, 4]."""
-
-_TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+from onnxplain.tiff import is_tiff, read_tiff
 
 
-_REDUCED = {8: cv2.IMREAD_REDUCED_COLOR_8, 4: cv2.IMREAD_REDUCED_COLOR_4, 2: cv2.IMREAD_REDUCED_COLOR_2}
+@runtime_checkable
+class BinaryFile(Protocol):
+    """A file opened for reading bytes, or what is read like one."""
+
+    def read(self) -> bytes:
+        """Return all that follows."""
+
+
+@runtime_checkable
+class PillowImage(Protocol):
+    """A picture of Pillow, PIL.Image.Image; Pillow itself isn't needed here."""
+
+    info: dict[Any, Any]
+
+    @property
+    def mode(self) -> str:
+        """What its channels are."""
+
+    def load(self) -> Any:
+        """Decode it."""
+
+    def convert(self, mode: str) -> Any:
+        """Return it with other channels."""
+
+
+Image = str | os.PathLike[str] | bytes | BinaryFile | PillowImage | NDArray[Any]
+"""A path, an encoded picture, a binary file, a picture of Pillow, or an array: [H, W], [H, W, 1, 3 or 4]."""
+
+_WHOLE = cv2.IMREAD_COLOR_RGB
+_REDUCED = {
+    8: cv2.IMREAD_COLOR_RGB | cv2.IMREAD_REDUCED_GRAYSCALE_8,
+    4: cv2.IMREAD_COLOR_RGB | cv2.IMREAD_REDUCED_GRAYSCALE_4,
+    2: cv2.IMREAD_COLOR_RGB | cv2.IMREAD_REDUCED_GRAYSCALE_2,
+}
+"""OpenCV's flags for reductions; RGB takes the grey out of them."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -70,13 +111,17 @@ def read_picture(image: Image, enough: int | None = None) -> Picture:
     ImageError
         As in `read_image`.
     """
-    encoded = None if isinstance(image, np.ndarray) or enough is None else _encoded(image)
-    size = jpeg_size(encoded[0]) if encoded else None
+    if isinstance(image, (np.ndarray, PillowImage)):
+        pixels = read_image(image)
+        return Picture(pixels, pixels.shape[:2])
+    encoded = _encoded(image)
+    size = jpeg_size(encoded[0])
     for scale, flag in _REDUCED.items():
-        if encoded and enough and size and min(size) >= enough * scale:
-            pixels, orientation = _decode(*encoded, flag)  # turned upright already
-            return Picture(_to_rgb_order(pixels, None), size[::-1] if orientation >= 5 else size, encoded)
-    pixels = decode_image(*encoded) if encoded else read_image(image)
+        if size and enough and min(size) >= enough * scale:
+            _check_whole(*encoded)
+            pixels = _decode_jpeg(*encoded, flag)
+            return Picture(pixels, size[::-1] if orientation(encoded[0]) >= 5 else size, encoded)
+    pixels = decode_image(*encoded)
     return Picture(pixels, pixels.shape[:2])
 
 
@@ -86,26 +131,54 @@ def read_image(image: Image) -> RGB:
     Parameters
     ----------
     image
-        A path; the bytes of an encoded picture (any format that OpenCV reads: JPEG, PNG, WebP, TIFF, GIF,
-        BMP and others); or an array of uint8, uint16, or floats in [0, 1], in grey, RGB or RGBA.
+        One of these:
+
+        - a path;
+        - the bytes of an encoded picture, in any format that OpenCV reads: JPEG, PNG, WebP, AVIF, TIFF, GIF,
+          BMP, JPEG 2000 and others. TIFFs of unusual kinds need the extra ``tiff``;
+        - a binary file, or what has a ``read`` like one, ``io.BytesIO`` say; it is read from its start;
+        - a picture of Pillow. It is turned as the EXIF that it carries says, so that ``Image.open(path)`` is
+          the same picture as ``path``; what ``ImageOps.exif_transpose`` has turned isn't turned again;
+        - an array of uint8, uint16, or floats in [0, 1], in grey, RGB or RGBA.
 
     Raises
     ------
     ImageError
-        There is no such file, it is no picture or a damaged one, or the array is no picture.
+        There is no such file; it is no picture, a damaged one, or one of a kind that isn't read; it needs
+        more memory than there is; or the array is no picture.
     """
     if isinstance(image, np.ndarray):
-        return _from_array(image.copy(), "the array")  # its owner may fill it with the next frame
+        return _from_array(image, "the array")
+    if isinstance(image, PillowImage):
+        return _from_pillow(image)
     return decode_image(*_encoded(image))
 
 
-def _encoded(image: str | os.PathLike[str] | bytes) -> tuple[bytes, str]:
-    """Return a picture's bytes, and what an error calls it."""
-    if isinstance(image, (bytes, bytearray, memoryview)):
-        return bytes(image), "the encoded picture"
-    if isinstance(image, (str, os.PathLike)):
-        return read_file(Path(image)), os.fspath(image)
-    raise ImageError(f"a picture is a path, encoded bytes, or a numpy array, not {type(image).__name__}")
+def kept(image: Image) -> Image:
+    """Return what stays a picture when its owner goes on: fills an array again, or closes a file.
+
+    What can't be read is an error only when the picture is.
+    """
+    try:
+        if isinstance(image, np.ndarray):
+            return image.copy()
+        if isinstance(image, BinaryFile):
+            return _read(image)
+        if isinstance(image, PillowImage):
+            return _from_pillow(image)
+    except ImageError as error:
+        return _Unreadable(error)
+    return image
+
+
+@dataclass(frozen=True)
+class _Unreadable:
+    """A file that could not be read."""
+
+    error: ImageError
+
+    def read(self) -> bytes:
+        raise self.error
 
 
 def decode_image(data: bytes, name: str) -> RGB:
@@ -114,44 +187,53 @@ def decode_image(data: bytes, name: str) -> RGB:
     Raises
     ------
     ImageError
-        The bytes are no picture, or not a whole one.
+        As in `read_image`.
     """
-    if jpeg_size(data):  # OpenCV decodes it to RGB, and turns it upright: no pass over the pixels of our own
-        return np.asarray(_decode(data, name, cv2.IMREAD_COLOR_RGB)[0], np.uint8)
-    pixels, orientation = _decode(data, name, cv2.IMREAD_UNCHANGED)
-    pixels = _turn(_to_rgb_order(pixels, transparent_grey(data)), orientation)
-    # libtiff hands out 8-bit colours that are multiplied by alpha already.
-    premultiplied = data.startswith(_TIFF) and pixels.dtype == np.uint8
-    return _from_array(pixels, name, premultiplied)
+    _check_whole(data, name)
+    if jpeg_size(data):
+        return _decode_jpeg(data, name, _WHOLE)
+    if is_tiff(data):
+        return read_tiff(data, name)
+    white = whites(data)
+    if len(white) > 1:
+        raise ImageError(f"{name} has channels of several depths, which isn't read; save it as PNG")
+    with image_errors(name):
+        pixels = in_rgb_order(decode(data, name, cv2.IMREAD_UNCHANGED))
+        if has_unused_alpha(data):
+            pixels = pixels[..., :3]
+        pixels = _with_alpha(pixels, transparent_grey(data))
+        return turn(to_rgb(pixels, name, min(white, default=None)), orientation(data))
 
 
-def _decode(data: bytes, name: str, flags: int) -> tuple[NDArray[Any], int]:
-    """Return the pixels as OpenCV decodes them, and the orientation that EXIF states."""
+def _decode_jpeg(data: bytes, name: str, flags: int) -> RGB:
+    """Decode a JPEG in grey or colour to RGB, whole or reduced, upright."""
+    pixels = decode(data, name, flags)
+    with image_errors(name):
+        return turn(np.asarray(pixels, np.uint8), orientation(data))
+
+
+def _check_whole(data: bytes, name: str) -> None:
     if not data:
         raise ImageError(f"{name} is empty, so it is not a picture")
+    if data.startswith(b"P7"):  # of which OpenCV swaps the colours
+        raise ImageError(f"{name} is a PAM file, which isn't read; save it as PNG")
     damage = find_damage(data)
     if damage:
         raise ImageError(f"{name} is {damage}")
-    try:
-        pixels, kinds, metadata = cv2.imdecodeWithMetadata(np.frombuffer(data, np.uint8), flags=flags)
-    except cv2.error as error:
-        if "CV_IO_MAX_IMAGE" in str(error):
-            raise ImageError(f"{name} is too large to decode safely: over 2**30 pixels") from None
-        raise ImageError(f"{name} is damaged, or is not a picture") from None
-    if pixels is None or pixels.size == 0:
-        raise ImageError(f"{name} is damaged, or is not a picture")
-    exif = dict(zip(kinds, metadata, strict=True)).get(cv2.IMAGE_METADATA_EXIF)
-    return pixels, 1 if exif is None else exif_orientation(exif.tobytes())
 
 
-def _to_rgb_order(pixels: NDArray[Any], transparent: int | None) -> NDArray[Any]:
-    """Turn OpenCV's BGR into RGB, and a grey level that stands for transparency into alpha."""
-    if pixels.ndim == 3:
-        return cv2.cvtColor(pixels, cv2.COLOR_BGRA2RGBA if pixels.shape[2] == 4 else cv2.COLOR_BGR2RGB)
-    if transparent is None:
-        return pixels
-    alpha = np.where(pixels == transparent, 0, np.iinfo(pixels.dtype).max).astype(pixels.dtype)
-    return np.dstack([pixels, pixels, pixels, alpha])
+def _encoded(image: str | os.PathLike[str] | bytes | BinaryFile) -> tuple[bytes, str]:
+    """Return a picture's bytes, and what an error calls it."""
+    if isinstance(image, (bytes, bytearray, memoryview)):
+        return bytes(image), "the encoded picture"
+    if isinstance(image, (str, os.PathLike)):
+        return read_file(Path(image)), os.fspath(image)
+    if isinstance(image, BinaryFile):
+        return _read(image), _name(image)
+    raise ImageError(
+        "a picture is a path, encoded bytes, a binary file, a picture of Pillow, or a numpy array, not "
+        + type(image).__name__
+    )
 
 
 def read_file(path: Path) -> bytes:
@@ -163,7 +245,8 @@ def read_file(path: Path) -> bytes:
         There is no such file, or it can't be read.
     """
     try:
-        return path.read_bytes()
+        with image_errors(os.fspath(path)):
+            return path.read_bytes()
     except FileNotFoundError:
         raise ImageError(f"there is no file {path}") from None
     except IsADirectoryError:
@@ -172,51 +255,57 @@ def read_file(path: Path) -> bytes:
         raise ImageError(f"can't read {path}: {getattr(error, 'strerror', None) or error}") from None
 
 
-def _from_array(pixels: NDArray[Any], name: str, premultiplied: bool = False) -> RGB:
-    """Check an array and turn it into RGB, uint8 [H, W, 3]."""
-    if pixels.ndim == 2:
-        pixels = pixels[..., None]
-    if pixels.ndim != 3 or pixels.shape[2] not in (1, 3, 4):
-        raise ImageError(
-            f"{name} has shape {list(pixels.shape)}; a picture is [H, W] or [H, W, 3 or 4], channels last"
-        )
-    if pixels.size == 0:
-        raise ImageError(f"{name} has no pixels: its shape is {list(pixels.shape)}")
-    if pixels.dtype == np.uint8 and pixels.shape[2] == 3:
-        return np.ascontiguousarray(pixels)
-    levels = _to_levels(pixels, name)
-    if pixels.shape[2] == 4:
-        alpha = levels[..., 3:]
-        colour = levels[..., :3] if premultiplied else levels[..., :3] * alpha / 255
-        levels = np.minimum(colour + 255 - alpha, 255, dtype=np.float32)  # over white
-    levels = np.broadcast_to(levels, (*pixels.shape[:2], 3))
-    return np.ascontiguousarray(levels + np.float32(0.5), np.uint8)
+def _read(file: BinaryFile) -> bytes:
+    """Return the bytes of an open file, from its start where it can go back to it."""
+    name = _name(file)
+    with suppress(AttributeError, OSError, ValueError):
+        file.seek(0)  # type: ignore[attr-defined]
+    with foreign_errors(name):
+        data = file.read()
+    if not isinstance(data, (bytes, bytearray, memoryview)):
+        raise ImageError(f"{name} returns {type(data).__name__}, not bytes; open it in binary mode")
+    return bytes(data)
 
 
-def _to_levels(pixels: NDArray[Any], name: str) -> NDArray[np.float32]:
-    """Return pixels of any depth as floats from 0 to 255."""
-    if pixels.dtype == np.uint8:
-        return pixels.astype(np.float32)
-    if pixels.dtype == np.uint16:
-        return pixels.astype(np.float32) / np.float32(257)
-    if not np.issubdtype(pixels.dtype, np.floating):
-        raise ImageError(f"{name} has dtype {pixels.dtype}; a picture is uint8, uint16, or floats in [0, 1]")
-    if not np.isfinite(pixels).all():
-        raise ImageError(f"{name} has pixels that are NaN or infinite")
-    low, high = float(pixels.min()), float(pixels.max())
-    if low < 0 or high > 1:
-        raise ImageError(
-            f"{name} has floats from {low:g} to {high:g}; floats must be in [0, 1] (or pass uint8, 0 to 255)"
-        )
-    return pixels.astype(np.float32) * np.float32(255)
+def _name(file: object) -> str:
+    """Return what an error calls an open file."""
+    name = getattr(file, "name", None)
+    return name if isinstance(name, str) and name else "the file"
 
 
-def _turn(pixels: NDArray[Any], orientation: int) -> NDArray[Any]:
-    """Turn a picture upright: EXIF numbers the eight ways in which its first row and column may lie."""
-    if orientation >= 5:
-        pixels = pixels.swapaxes(0, 1)
-    if orientation in (3, 4, 7, 8):
-        pixels = pixels[::-1]
-    if orientation in (2, 3, 6, 7):
-        pixels = pixels[:, ::-1]
-    return pixels
+def _from_array(array: NDArray[Any], name: str) -> RGB:
+    """Return an array as RGB, in memory of its own: its owner may fill it with the next frame."""
+    if np.ma.is_masked(array):
+        raise ImageError(f"{name} is masked in places, which have no colour; fill them: array.filled(255)")
+    with image_errors(name):
+        # Without what a subclass changes: a matrix has two dimensions whatever one does with it.
+        plain = np.asarray(array, array.dtype.newbyteorder("="))
+        rgb = to_rgb(plain, name)
+        return rgb.copy() if np.may_share_memory(rgb, plain) else rgb
+
+
+def _from_pillow(image: PillowImage) -> RGB:
+    """Return a picture of Pillow as RGB, turned as the EXIF that it carries says."""
+    name = getattr(image, "filename", None) or "the picture of Pillow"
+    with foreign_errors(name):
+        image.load()  # which turns a TIFF
+        as_it_is = image.mode in ("L", "RGB", "RGBA") and "transparency" not in image.info
+        if not as_it_is and not image.mode.startswith(("I", "F")):
+            image = image.convert("RGB" if image.mode in _OPAQUE else "RGBA")
+        pixels = np.asarray(image)
+        exif = image.info.get("exif") or exif_of_text(image.info.get("Raw profile type exif", ""))
+    rgb = _from_array(pixels, name)
+    with image_errors(name):
+        return turn(rgb, orientation_of_exif(exif))
+
+
+_OPAQUE = ("CMYK", "YCbCr", "HSV", "LAB", "RGBX")
+"""Pillow's modes without alpha that it doesn't convert to RGBA."""
+
+
+def _with_alpha(grey: NDArray[Any], transparent: int | None) -> NDArray[Any]:
+    """Turn a grey level that stands for transparency into alpha."""
+    if transparent is None:
+        return grey
+    alpha = np.where(grey == transparent, 0, np.iinfo(grey.dtype).max).astype(grey.dtype)
+    return np.dstack([grey, grey, grey, alpha])
