@@ -160,6 +160,37 @@ def test_what_a_batch_normalisation_has_seen_tells_the_normalisation(
         assert not found.is_stated
 
 
+@pytest.mark.parametrize(("mean", "std"), [(0.0, 1.0), (0.5, 0.5), (0.0, 1 / 255)])
+def test_a_grey_network_answers_as_in_its_training_without_any_option(
+    mean: float, std: float, tmp_path: Path
+) -> None:
+    """What it answers to pictures of 32x32 that are normalised as in its training are their classes."""
+    levels = torch.nn.functional.interpolate(photographs()[:, :1], (32, 32), mode="area")
+    pictures = (255 * levels).round()
+    torch.manual_seed(2)
+    model = Small(1)
+    model.features[1].momentum = None
+    with torch.no_grad():
+        model((pictures / 255 - mean) / std)
+        model.eval()
+        maps = model.features((pictures / 255 - mean) / std).mean((2, 3))
+        model.head.bias -= model.head(maps).median(dim=0).values
+        classes = model.head(maps).argmax(1).tolist()
+    assert len(set(classes)) > 2
+
+    def right(statement: Preprocessing | None) -> int:
+        export(model, torch.zeros(1, 1, 32, 32), tmp_path / "e.onnx", preprocessing=statement)
+        explainer = Explainer(tmp_path / "e.onnx")
+        greys = pictures[:, 0].numpy().astype(np.uint8)
+        answers = [explanation.index for explanation in explainer.explain_batch(list(greys))]
+        return sum(index == known for index, known in zip(answers, classes, strict=True))
+
+    stated = right(Preprocessing(resize=None, crop="none", mean=(mean,), std=(std,)))
+    assert right(None) == stated == len(classes)
+    other = 0.3 if mean == 0.5 else 0.5
+    assert right(Preprocessing(mean=(other,), std=(other,))) < stated
+
+
 def test_a_batch_normalisation_that_has_seen_nothing_tells_nothing() -> None:
     fresh = Small()
     assert evidence_of(fresh, 3, 32, 32) == []
