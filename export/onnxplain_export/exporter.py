@@ -17,7 +17,7 @@ from onnxplain.errors import LayerError, ModelError, SourceError, VerificationEr
 from onnxplain.extras import require
 from onnxplain.manifest import Activation, Head, Layer, Manifest, Preprocessing
 from onnxplain_export.assemble import LOGITS, TracedModel, assemble, output_names, set_manifest
-from onnxplain_export.files import check_destination, moved_into_place, save, size_of
+from onnxplain_export.files import check_destination, check_not_source, moved_into_place, save, size_of
 from onnxplain_export.front_end import FrontEnd
 from onnxplain_export.graph import is_quantised, skip_identities
 from onnxplain_export.half_precision import halve, largest_numbers
@@ -109,7 +109,7 @@ def export(
         A batch of one image or more, of the size that the explainer is to take. For an `.onnx` file None: its
         size is the file's own, or that of the preprocessing where the file leaves it open.
     path
-        Where the explainer goes.
+        Where the explainer goes; an earlier file there is replaced, unless it is one of the source's.
     layer
         Name of the target module, or of a node or tensor of an `.onnx` file; several of them, or None to pick
         the last one with spatial extent.
@@ -160,12 +160,15 @@ def export(
         An operator between layer and logits has no gradient rule.
     MethodError
         There is no such method for the heatmap, or it isn't defined for the layer.
+    OutputError
+        The explainer would replace a file of the source, or its weights another model's.
     VerificationError
         The explainer's logits, gradients or maps are wrong by more than rounding; no file is left.
     """
     destination = Path(path)
     check_destination(destination)
     front = _front_end(model, example_input, preprocessing)
+    check_not_source(destination, front.files)
     if activation not in (None, *get_args(Activation)):
         raise SourceError(
             f"there is no activation {activation!r}; choose one of {', '.join(get_args(Activation))}"
@@ -214,7 +217,7 @@ def export(
         pixels=pixels,
     )
     probe = Probe.draw(preprocessing, num_classes, any_size=dynamic_size)
-    with moved_into_place(destination) as draft:
+    with moved_into_place(destination, traced.model) as draft:
         save(traced.model, draft)
         with explainer_inside(draft, traced.model, manifest) as (file, inside):
             checked = differentiated_layers(inside, manifest)
@@ -248,6 +251,7 @@ def export(
         manifest = replace(manifest, verification=verification.summary())
         set_manifest(traced.model, manifest)
         save(traced.model, draft)
+        size = size_of(draft)
     nodes = sum(1 for _ in traced.model.graph)
     return ExportReport(
         path=destination,
@@ -257,7 +261,7 @@ def export(
         any_size=dynamic_size,
         nodes=nodes,
         nodes_added=nodes - len(network),
-        size=size_of(destination),
+        size=size,
     )
 
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from itertools import chain, count
 from pathlib import Path
 from uuid import uuid4
 
-from onnxplain.errors import OnnxplainError
+from onnxplain.errors import OnnxplainError, OutputError
 
 
 def write_atomically(path: str | os.PathLike[str], data: bytes) -> None:
@@ -27,6 +28,37 @@ def write_atomically(path: str | os.PathLike[str], data: bytes) -> None:
     except BaseException:
         aside.unlink(missing_ok=True)
         raise
+
+
+def check_apart(output: Path, inputs: Iterable[Path | None]) -> None:
+    """Check that a file to be written is none of those that are read, whatever links and names lead to them.
+
+    Raises
+    ------
+    OutputError
+        It is one.
+    """
+    for path in inputs:
+        if path is not None and is_same_file(output, path):
+            raise OutputError(
+                f"{output} is read here, and would be replaced; "
+                f"write to another file, such as {_free_name(output)}"
+            )
+
+
+def is_same_file(one: Path, other: Path) -> bool:
+    """Say whether two paths lead to one file or folder; no where one of them leads nowhere."""
+    try:
+        return one.samefile(other)
+    except (OSError, ValueError):
+        return False
+
+
+def _free_name(path: Path) -> Path:
+    """Return the name of an explainer of a file, which no file has yet."""
+    numbers = chain([""], (f"-{number}" for number in count(2)))
+    names = (path.with_name(f"{path.stem}.explainer{number}{path.suffix}") for number in numbers)
+    return next(name for name in names if not name.exists())
 
 
 @contextmanager
