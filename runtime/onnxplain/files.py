@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from itertools import chain, count
@@ -10,6 +11,9 @@ from pathlib import Path
 from uuid import uuid4
 
 from onnxplain.errors import OnnxplainError, OutputError
+
+_ASIDE = ".onnxplain-"
+_DRAFT = re.compile(r"\.onnxplain-[0-9a-f]{32}")
 
 
 def write_atomically(path: str | os.PathLike[str], data: bytes) -> None:
@@ -21,13 +25,30 @@ def write_atomically(path: str | os.PathLike[str], data: bytes) -> None:
         The folder doesn't exist, or isn't writable.
     """
     path = Path(path)
-    aside = path.parent / f".onnxplain-{uuid4().hex}"
+    aside = path.parent / f"{_ASIDE}{uuid4().hex}"
     try:
         aside.write_bytes(data)
         aside.replace(path)
     except BaseException:
         aside.unlink(missing_ok=True)
         raise
+
+
+def append_line(path: Path, line: str) -> None:
+    """Append a line to a text file, all of it at once; the last line there may have been cut off."""
+    with path.open("ab+") as file:
+        whole = file.seek(0, os.SEEK_END) == 0
+        if not whole:
+            file.seek(-1, os.SEEK_END)
+            whole = file.read(1) == b"\n"
+        file.write(f"{'' if whole else chr(10)}{line}\n".encode())
+
+
+def remove_drafts(folder: Path) -> None:
+    """Remove what `write_atomically` leaves in a folder where the process is killed."""
+    for path in folder.glob(f"{_ASIDE}*"):
+        if _DRAFT.fullmatch(path.name):
+            path.unlink(missing_ok=True)
 
 
 def check_apart(output: Path, inputs: Iterable[Path | None]) -> None:
@@ -91,7 +112,7 @@ def folder_moved_into_place(destination: Path) -> Iterator[Path]:
         )
     if os.path.ismount(destination):
         raise OnnxplainError(f"{destination} is a mount point, which can't be replaced; name a folder in it")
-    with TemporaryDirectory(prefix=".onnxplain-", dir=parent) as aside:
+    with TemporaryDirectory(prefix=_ASIDE, dir=parent) as aside:
         draft, old = Path(aside) / "new", Path(aside) / "old"
         draft.mkdir()
         yield draft

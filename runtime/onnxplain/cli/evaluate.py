@@ -16,6 +16,7 @@ from onnxplain.cli._text import CLEAR_LINE, printable, table
 from onnxplain.errors import BoxesError
 from onnxplain.extras import require
 from onnxplain.metrics import CONTROL, METRICS
+from onnxplain.outputs import OutputFolder, check_outside
 
 if TYPE_CHECKING:
     from torch import nn
@@ -132,6 +133,9 @@ def command(
     metrics = _metrics(metrics, boxes)
     if checkpoint and not sanity:
         raise click.UsageError("--checkpoint goes with --sanity.", click.get_current_context())
+    folder = OutputFolder(output, "evaluate")
+    folder.keep(folder.earlier_files)
+    check_outside(output, [model, *paths, boxes, checkpoint, Path(sanity) if sanity else None])
     require("evaluate")
     network = _network(sanity, checkpoint) if sanity else None
     from onnxplain import Explainer
@@ -146,17 +150,16 @@ def command(
     explainer = Explainer(model, device=device, threads=1 if len(cases) > 1 else None)
     evaluator = Evaluator(explainer, read_file(model), plan)
     evaluator.check_classes(cases)
-    output.mkdir(parents=True, exist_ok=True)
-    outcomes = _run(evaluator, cases, output)
+    outcomes = _run(evaluator, cases, folder)
     summaries = summarise(outcomes, plan)
     if summaries:
-        write_table(output, cases, outcomes)
-        write_plot(output, summaries)
+        write_table(folder, cases, outcomes)
+        write_plot(folder, summaries)
         click.echo(_report(summaries))
         written = [printable(str(output / name)) for name in (TABLE, PLOT)]
         click.echo(f"\nPicture by picture: {written[0]}; as a plot: {written[1]}")
         if network:
-            click.echo(f"\n{_check_sanity(explainer, network, cases, outcomes, plan, output)}")
+            click.echo(f"\n{_check_sanity(explainer, network, cases, outcomes, plan, folder)}")
     elif outcomes:
         raise BoxesError("none of the pictures with boxes could be measured")
     if len(outcomes) < len(cases):
@@ -182,11 +185,11 @@ def _cases(paths: Sequence[Path], output: Path, boxes: Path | None) -> list[Case
     return [Case(path, tuple(found.get(number, ()))) for number, path in enumerate(pictures)]
 
 
-def _run(evaluator: Evaluator, cases: Sequence[Case], output: Path) -> list[Outcome]:
+def _run(evaluator: Evaluator, cases: Sequence[Case], folder: OutputFolder) -> list[Outcome]:
     """Measure what hasn't been; return the pictures that could be measured, in order."""
     from onnxplain.evaluation_files import append_to_journal, read_journal
 
-    known = read_journal(output)
+    known = read_journal(folder.path)
     outcomes = []
     is_shown = sys.stderr.isatty()
     with click.progressbar(
@@ -197,7 +200,7 @@ def _run(evaluator: Evaluator, cases: Sequence[Case], output: Path) -> list[Outc
                 click.echo(f"{CLEAR_LINE * is_shown}Error: {printable(outcome.error)}", err=True)
                 continue
             if outcome.is_new:
-                append_to_journal(output, cases[outcome.number], outcome)
+                append_to_journal(folder, cases[outcome.number], outcome)
             outcomes.append(outcome)
     return sorted(outcomes, key=lambda outcome: outcome.number)
 
@@ -221,10 +224,10 @@ def _check_sanity(
     cases: Sequence[Case],
     outcomes: Sequence[Outcome],
     plan: Plan,
-    output: Path,
+    folder: OutputFolder,
 ) -> str:
     """Compare maps with those of randomised networks; return the table, a column for each stage."""
-    from onnxplain_export.sanity import check_sanity, write_similarities
+    from onnxplain_export.sanity import TABLE, check_sanity, write_similarities
 
     def say(step: str) -> None:
         if sys.stderr.isatty():
@@ -233,7 +236,8 @@ def _check_sanity(
     pictures = [cases[outcome.number].path for outcome in outcomes]
     found = check_sanity(explainer, network, pictures, plan.methods, plan.layer, plan.seed, say)
     say("")
-    write_similarities(output, found)
+    folder.add(TABLE)
+    write_similarities(folder.path, found)
     stages = list(dict.fromkeys((one.layers, one.of) for one in found))
     rows = [
         [method, *(f"{one.ranks:.2f}" for one in found if one.method == method)] for method in plan.methods
