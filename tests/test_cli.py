@@ -163,8 +163,21 @@ def test_debug_keeps_exit_code_of_a_wrong_call() -> None:
 def test_interrupt_exits_with_130(model: Path, picture: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Explainer, "__init__", raising(KeyboardInterrupt()))
     result = run("explain", model, picture)
-    assert result.exit_code == 130
-    assert result.stderr.strip() == ""
+    assert (result.exit_code, result.stderr) == (130, "Interrupted.\n")
+
+
+def test_what_fails_because_of_an_interrupt_is_not_the_news(
+    model: Path, picture: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def init(self: Explainer, *args: object, **options: object) -> None:
+        try:
+            raise KeyboardInterrupt
+        finally:
+            raise RuntimeError("cannot join a thread that wasn't started")
+
+    monkeypatch.setattr(Explainer, "__init__", init)
+    result = run("explain", model, picture)
+    assert (result.exit_code, result.stderr) == (130, "Interrupted.\n")
 
 
 @pytest.mark.skipif(os.name == "nt", reason="pipes break otherwise there")

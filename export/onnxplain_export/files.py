@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import tempfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -11,7 +10,7 @@ import onnx
 import onnx_ir as ir
 
 from onnxplain.errors import OnnxplainError, OutputError
-from onnxplain.files import check_apart, is_same_file
+from onnxplain.files import check_apart, folder_aside, is_same_file
 from onnxplain.manifest import METADATA_KEY
 
 # A protobuf file can't be larger than 2 GiB; above, the weights go to a file of their own.
@@ -78,12 +77,12 @@ def moved_into_place(destination: Path, model: ir.Model) -> Iterator[Path]:
             f"the weights go to {str(external_data_of(destination))!r}, and that is another model's; "
             "name another file to write to"
         )
-    try:
-        aside = tempfile.TemporaryDirectory(prefix=f".{destination.name}.", dir=parent)
-    except OSError as error:
-        raise OnnxplainError(f"can't write to the folder {str(parent)!r} ({error.strerror})") from None
-    with aside as folder:
-        draft = Path(folder) / destination.name
+    with contextlib.ExitStack() as stack:
+        try:
+            folder = stack.enter_context(folder_aside(destination))
+        except OSError as error:
+            raise OnnxplainError(f"can't write to the folder {str(parent)!r} ({error.strerror})") from None
+        draft = folder / destination.name
         yield draft
         data = external_data_of(draft)
         if data.exists():

@@ -9,7 +9,7 @@ from __future__ import annotations
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +20,7 @@ from onnxplain.errors import OnnxplainError
 from onnxplain.explainer import Explainer
 from onnxplain.explanation import Explanation
 from onnxplain.extras import missing_packages
-from onnxplain.files import write_atomically
+from onnxplain.files import remove_leftovers, write_atomically
 from onnxplain.images import read_image
 from onnxplain.opencv import cv2
 from onnxplain.outputs import OutputFolder
@@ -83,7 +83,7 @@ def run_demo(output: Path, progress: Callable[[str], None]) -> list[demo_page.Sc
             write_atomically(file, explainer_file(name).read_bytes())
     else:
         progress("exporting the three networks, with PyTorch in a process of its own")
-        _export(output)
+        _export(output, files.values())
 
     scenes = samples()
     for scene in scenes:
@@ -114,10 +114,15 @@ def run_demo(output: Path, progress: Callable[[str], None]) -> list[demo_page.Sc
     return shown
 
 
-def _export(output: Path) -> None:
+def _export(output: Path, files: Iterable[Path]) -> None:
     """Export the networks in a process of its own, so that this one holds no torch."""
     command = [sys.executable, "-m", "onnxplain_models.export_all", "--output", str(output)]
-    finished = subprocess.run(command, capture_output=True, text=True, check=False)
+    try:
+        finished = subprocess.run(command, capture_output=True, text=True, check=False)
+    except KeyboardInterrupt:  # the other process was killed then
+        for file in files:
+            remove_leftovers(file)
+        raise
     if finished.returncode != 0:
         last_line = (finished.stderr.strip() or "no reason given").splitlines()[-1]
         raise OnnxplainError(f"the export failed ({last_line}); see it whole with: {' '.join(command)}")

@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import os
 import re
+import sys
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from glob import escape
 from itertools import chain, count
 from pathlib import Path
 from uuid import uuid4
 
 from onnxplain.errors import OnnxplainError, OutputError
 
-_ASIDE = ".onnxplain-"
+if sys.platform != "win32":
+    import fcntl
+
+_ASIDE, _LOCK = ".onnxplain-", "lock"
 _DRAFT = re.compile(r"\.onnxplain-[0-9a-f]{32}")
 
 
@@ -83,6 +88,65 @@ def _free_name(path: Path) -> Path:
 
 
 @contextmanager
+def folder_aside(destination: Path) -> Iterator[Path]:
+    """Give an empty folder beside a destination, for its draft; nothing of it is left at the end.
+
+    What processes left there that were killed is removed first.
+
+    Raises
+    ------
+    OSError
+        The folder can't be made.
+    """
+    from tempfile import TemporaryDirectory  # with shutil and its archives, which other commands don't need
+
+    remove_leftovers(destination)
+    with TemporaryDirectory(prefix=_aside(destination), dir=destination.parent) as aside, _held(Path(aside)):
+        draft = Path(aside) / "draft"
+        draft.mkdir()
+        yield draft
+
+
+def remove_leftovers(destination: Path) -> None:
+    """Remove what `folder_aside` left beside a destination as its process was killed."""
+    import shutil
+
+    for aside in destination.parent.glob(f"{escape(_aside(destination))}*"):
+        with suppress(OSError):  # it is held, is none of ours, or has just gone
+            _take(aside / _LOCK)
+            shutil.rmtree(aside)
+
+
+def _aside(destination: Path) -> str:
+    """Return how the names of folders beside a destination begin."""
+    return f"{_ASIDE}{destination.name[:40]}-"
+
+
+@contextmanager
+def _held(folder: Path) -> Iterator[None]:
+    """Hold a folder as long as this process lives, by a file in it that is open and locked."""
+    path = folder / _LOCK
+    if sys.platform == "win32":  # no one removes a file there that is open
+        with path.open("wb"):
+            yield
+    else:
+        with path.with_suffix(".new").open("wb") as lock:
+            with suppress(OSError):  # a file system without locks: there no one takes the folder for left
+                fcntl.flock(lock, fcntl.LOCK_EX)
+            Path(lock.name).rename(path)  # it is locked when it is first seen
+            yield
+
+
+def _take(lock: Path) -> None:
+    """Check that no process holds a folder by its lock; raise an OSError where one does."""
+    if sys.platform == "win32":
+        lock.unlink()
+    else:
+        with lock.open("rb") as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
+@contextmanager
 def folder_moved_into_place(destination: Path) -> Iterator[Path]:
     """Give an empty folder aside, and move it to its destination, in place of a folder that is there.
 
@@ -100,8 +164,6 @@ def folder_moved_into_place(destination: Path) -> Iterator[Path]:
     OSError
         It can't be written to.
     """
-    from tempfile import TemporaryDirectory  # with shutil and its archives, which other commands don't need
-
     destination = destination.resolve()
     parent = destination.parent
     if not parent.is_dir():
@@ -112,8 +174,8 @@ def folder_moved_into_place(destination: Path) -> Iterator[Path]:
         )
     if os.path.ismount(destination):
         raise OnnxplainError(f"{destination} is a mount point, which can't be replaced; name a folder in it")
-    with TemporaryDirectory(prefix=_ASIDE, dir=parent) as aside:
-        draft, old = Path(aside) / "new", Path(aside) / "old"
+    with folder_aside(destination) as aside:
+        draft, old = aside / "new", aside / "old"
         draft.mkdir()
         yield draft
         try:

@@ -13,7 +13,8 @@ from typing import Any, NoReturn
 
 import click
 
-from onnxplain.cli._text import printable
+from onnxplain.cli._signals import closing_line, exit_code, interruption_behind, signals_raised
+from onnxplain.cli._text import CLEAR_LINE, printable
 from onnxplain.errors import OnnxplainError
 
 FAILURE, WRONG_CALL, INTERRUPTED = 1, 2, 130
@@ -48,6 +49,18 @@ class OneLineErrors(click.Group):
         if cmd_name in self._names and cmd_name not in self.commands:
             self.add_command(import_module(f"{self._package}.{cmd_name}").command)
         return super().get_command(ctx, cmd_name)
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run the command; where it is interrupted, end with a line and the exit code that say so."""
+        try:
+            with signals_raised():
+                return super().invoke(ctx)
+        except BaseException as error:
+            interruption = interruption_behind(error)
+            if interruption is None:
+                raise
+            click.echo(f"{CLEAR_LINE * sys.stderr.isatty()}{closing_line(interruption)}", err=True)
+            ctx.exit(exit_code(interruption))
 
     def main(self, args: Sequence[str] | None = None, *extra: Any, **settings: Any) -> NoReturn:
         """Run the command line `args` (default: the process's own) and exit."""

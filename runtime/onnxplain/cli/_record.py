@@ -30,8 +30,8 @@ class Record:
         self._held: list[Row] = []
         self._is_open = False
 
-    def begin(self, rows: Iterable[Row]) -> None:
-        """Begin with the rows on pictures that an earlier call has done."""
+    def write(self, rows: Iterable[Row]) -> None:
+        """Write all rows anew: those on pictures that are done, and on those that can't be."""
         write_atomically(self._folder.add(RECORD), "".join(f"{_line(row)}\n" for row in rows).encode())
         self._is_open = True
 
@@ -39,7 +39,7 @@ class Record:
         """Append the rows on a picture, all at once."""
         self._held += rows
         if any(row["error"] is None for row in rows) and not self._is_open:
-            self.begin(())
+            self.write(())
         if self._is_open:
             append_line(self._folder.path / RECORD, "\n".join(map(_line, self._held)))
             self._held.clear()

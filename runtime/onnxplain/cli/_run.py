@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import closing, nullcontext
 from functools import partial
+from pathlib import Path
 from threading import Event
 from typing import TYPE_CHECKING
 
@@ -13,7 +14,7 @@ import click
 
 from onnxplain.cli._explained import Asked, Explained, explain_picture
 from onnxplain.cli._pictures import Picture
-from onnxplain.cli._record import RECORD, Record, row_of_error, rows_of
+from onnxplain.cli._record import RECORD, Record, Row, row_of_error, rows_of
 from onnxplain.cli._report import PAGE, write_report
 from onnxplain.cli._resume import files_of, note_of
 from onnxplain.cli._text import CLEAR_LINE, printable
@@ -40,7 +41,7 @@ class Run:
     def __init__(
         self, asked: Asked, pictures: Sequence[Picture], before: Sequence[Explained], *, report: bool
     ) -> None:
-        self.problems: list[str] = []
+        self._errors: dict[Path, str] = {}
         self._asked, self._pictures, self._report = asked, pictures, report
         self._done = {one.picture.stem: one for one in before}
         self._notes = {stem: note_of(one) for stem, one in self._done.items()}
@@ -51,18 +52,24 @@ class Run:
         """The pictures that are done, in their order."""
         return [self._done[one.stem] for one in self._pictures if one.stem in self._done]
 
+    @property
+    def problems(self) -> list[str]:
+        """Why the others can't be explained."""
+        return list(self._errors.values())
+
     def explain(self, explainer: Explainer) -> None:
         """Explain the pictures that aren't done; whatever comes between, what is done stays, and says so."""
-        folder = self._asked.folder
         if self._done:
-            folder.keep(self._files(), self._notes.values())
-            self._record.begin(row for one in self.done for row in rows_of(one, self._asked))
+            self._asked.folder.keep(self._files(), self._notes.values())
+            self._record.write(self._rows())
         try:
             self._explain(explainer, [one for one in self._pictures if one.stem not in self._done])
         finally:
-            if self._done and self._report:
-                write_report(self.done, self._asked, self.problems, len(self._pictures))
-            folder.keep(self._files(), self._notes.values())  # no overlay of a picture that isn't done
+            if self._done:
+                self._record.write(self._rows())  # an interruption may have come in the midst of a picture
+                if self._report:
+                    write_report(self.done, self._asked, self.problems, len(self._pictures))
+            self._asked.folder.keep(self._files(), self._notes.values())
 
     def _explain(self, explainer: Explainer, pictures: Sequence[Picture]) -> None:
         on_terminal, several = sys.stderr.isatty(), len(pictures) > 1
@@ -80,16 +87,25 @@ class Run:
                 try:
                     self._keep(call.result())
                 except ImageError as error:
-                    self.problems.append(str(error))
-                    click.echo(f"{CLEAR_LINE * on_terminal}Error: {printable(self.problems[-1])}", err=True)
+                    click.echo(f"{CLEAR_LINE * on_terminal}Error: {printable(str(error))}", err=True)
+                    self._errors[picture.stem] = str(error)
                     self._record.add([row_of_error(picture.path, str(error), self._asked)])
 
     def _keep(self, one: Explained) -> None:
         self._record.add(rows_of(one, self._asked))
         self._asked.folder.note(note := note_of(one))
-        self._done[one.picture.stem], self._notes[one.picture.stem] = one, note
+        self._notes[one.picture.stem] = note
+        self._done[one.picture.stem] = one
+
+    def _rows(self) -> Iterator[Row]:
+        """Yield the rows on all pictures, in the order of these."""
+        for picture in self._pictures:
+            if picture.stem in self._done:
+                yield from rows_of(self._done[picture.stem], self._asked)
+            elif picture.stem in self._errors:
+                yield row_of_error(picture.path, self._errors[picture.stem], self._asked)
 
     def _files(self) -> set[str]:
         """Return the outputs that the pictures which are done have."""
-        files = {RECORD, *([PAGE] if self._report else [])}
+        files = {RECORD, *([PAGE] if self._report else [])} if self._done else set()
         return files.union(*(files_of(one) for one in self._done.values()))

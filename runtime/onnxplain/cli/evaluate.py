@@ -195,13 +195,17 @@ def _run(evaluator: Evaluator, cases: Sequence[Case], folder: OutputFolder) -> l
     with click.progressbar(
         evaluator.run(cases, known), len(cases), "Evaluating", file=sys.stderr, hidden=not is_shown
     ) as bar:
-        for outcome in bar:
-            if outcome.error is not None:
-                click.echo(f"{CLEAR_LINE * is_shown}Error: {printable(outcome.error)}", err=True)
-                continue
-            if outcome.is_new:
-                append_to_journal(folder, cases[outcome.number], outcome)
-            outcomes.append(outcome)
+        try:
+            for outcome in bar:
+                if outcome.error is not None:
+                    click.echo(f"{CLEAR_LINE * is_shown}Error: {printable(outcome.error)}", err=True)
+                    continue
+                if outcome.is_new:
+                    append_to_journal(folder, cases[outcome.number], outcome)
+                outcomes.append(outcome)
+        except KeyboardInterrupt as error:
+            error.add_note(f"{len(outcomes)} of {len(cases)} pictures are measured; the same call goes on.")
+            raise
     return sorted(outcomes, key=lambda outcome: outcome.number)
 
 

@@ -180,9 +180,12 @@ def command(
     run = Run(asked, pictures, before, report=report)
     try:
         run.explain(explainer)
-    except KeyboardInterrupt:
-        done = f"{len(run.done)} of {len(pictures)} pictures are done; the same call with --resume goes on."
-        click.echo(f"Interrupted: {done if run.done else 'no picture was done.'}", err=True)
+    except KeyboardInterrupt as error:
+        error.add_note(
+            f"{len(run.done)} of {len(pictures)} pictures are done; the same call with --resume goes on."
+            if run.done
+            else "no picture was done."
+        )
         raise
     if run.done:
         click.echo(summary(run.done, asked))
