@@ -15,7 +15,7 @@ from cli_helpers import assert_one_line_error, run, write_explainer, write_pictu
 from onnxplain import OutputError, demo
 from onnxplain.outputs import LIST, OutputFolder, written_by
 
-QUICK = ("--methods", "gradcam", "--metrics", "drop")
+QUICK = ("--method", "gradcam", "--metric", "drop")
 
 
 @pytest.fixture(autouse=True)

@@ -116,7 +116,7 @@ def test_explain(sent: signal.Signals, start: Callable[..., subprocess.Popen[str
 @pytest.mark.parametrize("sent", SIGNALS)
 def test_evaluate(sent: signal.Signals, start: Callable[..., subprocess.Popen[str]]) -> None:
     journal = "evaluation/evaluation.jsonl"
-    call = ("evaluate", "m.onnx", "photos", "--methods", "rise", "--metrics", "drop")
+    call = ("evaluate", "m.onnx", "photos", "--method", "rise", "--metric", "drop")
     process = start(*call)
     wait_for(lambda: len(lines(journal)) >= 2, process)
     process.send_signal(sent)

@@ -1,4 +1,4 @@
-"""`onnxplain evaluate MODEL.onnx PATH... --methods M...`: which method to trust on a model."""
+"""`onnxplain evaluate MODEL.onnx PATH... --method M`: which method to trust on a model."""
 
 from __future__ import annotations
 
@@ -25,50 +25,59 @@ if TYPE_CHECKING:
     from onnxplain.evaluation import Case, Estimate, Evaluator, Outcome, Plan, Summary
     from onnxplain.session import Device
 
-_LISTS = ("--methods", "--metrics")
 _METHODS = ("gradcam", "gradcam++", "hirescam", "layercam", "eigencam")
+_CHOICES = (*METHOD_NAMES, CONTROL)
+_OLD = {"--methods": ("--method", _CHOICES), "--metrics": ("--metric", tuple(METRICS))}
+"""Options that took several values, `--methods A B C`, and what they know by name."""
 
 
-class _Lists(click.Command):
-    """A command whose options of several values take them as `--methods A B C` too."""
+class _WithOldLists(click.Command):
+    """A command that takes old spellings still, and says so: only names that they know are theirs."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        spread: list[str] = []
-        option = None
-        for number, arg in enumerate(args):
+        found: list[str] = []
+        old: dict[str, str] = {}
+        rest = list(args)
+        while rest:
+            arg = rest.pop(0)
             if arg == "--":
-                spread += args[number:]
+                found += [arg, *rest]
                 break
-            if arg.startswith("-"):
-                option = arg.partition("=")[0]
-                option = option if option in _LISTS else None
-                if option == arg and number + 1 < len(args) and not args[number + 1].startswith("-"):
-                    continue  # it comes again with each of its values
-            elif option:
-                spread.append(option)
-            spread.append(arg)
-        return super().parse_args(ctx, spread)
+            name, _, value = arg.partition("=")
+            if name not in _OLD:
+                found.append(arg)
+                continue
+            old[name], known = _OLD[name]
+            values = [value] if value else rest[:1]
+            del rest[: 0 if value else 1]
+            while rest and rest[0] in known:
+                values.append(rest.pop(0))
+            found += [part for one in values for part in (old[name], one)] or [old[name]]
+        for name, new in old.items():
+            click.echo(f"Warning: {name} A B will go with the next release; write {new} A {new} B.", err=True)
+        return super().parse_args(ctx, found)
 
 
-@click.command("evaluate", cls=_Lists, short_help="Measure which method to trust on a model.")
+@click.command("evaluate", cls=_WithOldLists, short_help="Measure which method to trust on a model.")
 @click.argument("model", type=click.Path(path_type=Path))
 @click.argument("paths", metavar="PATH...", nargs=-1, required=True, type=click.Path(path_type=Path))
 @click.option(
-    "--methods",
+    "--method",
+    "methods",
     multiple=True,
-    type=click.Choice([*METHOD_NAMES, CONTROL]),
-    metavar="M...",
-    show_default=" ".join(_METHODS),
-    help="The methods, after the pictures: --methods gradcam layercam. Maps of noise, the control, are "
-    "always measured too.",
+    type=click.Choice(_CHOICES),
+    metavar="M",
+    show_default=", ".join(_METHODS),
+    help="How maps are made, as in `explain`. Repeatable. Maps of noise, the control, are measured too.",
 )
 @click.option(
-    "--metrics",
+    "--metric",
+    "metrics",
     multiple=True,
     type=click.Choice(list(METRICS)),
-    metavar="M...",
+    metavar="M",
     show_default="all, those of boxes where there are boxes",
-    help=f"Of {', '.join(METRICS)}.",
+    help=f"How maps are measured: {', '.join(METRICS)}. Repeatable.",
 )
 @click.option(
     "--boxes",
