@@ -59,7 +59,7 @@ def test_all_metrics(folder):
             f"{metric.title.upper()} ({'MORE' if metric.more_is_better else 'LESS'} IS BETTER)"
             in result.stdout
         )
-    assert "the control" in result.stdout
+    assert "control" in result.stdout
     assert "evaluation.csv" in result.stdout
     found = rows()
     assert list(found[0]) == ["picture", "class", "label", "method", "metric", "value"]
@@ -182,7 +182,7 @@ def test_other_methods_and_metrics_alone_are_measured(folder, measured):
     assert run(*call, "gradcam", *flags).stdout == both.stdout
     assert measured == []
     anew = run(*call, "gradcam", *flags, "-o", "anew")
-    assert anew.stdout.splitlines()[:-1] == both.stdout.splitlines()[:-1]
+    assert anew.stdout.replace("anew/", "evaluation/") == both.stdout
     assert rows(Path("anew/evaluation.csv")) == table
 
 

@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
-import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any, get_args
@@ -238,30 +235,6 @@ def test_what_a_file_can_not_explain(
 ) -> None:
     assert_one_line_error(run("explain", model, picture, *flags, "-o", out), 1, *words)
     assert not out.exists()
-
-
-@pytest.mark.parametrize(("method", "count"), [("gradcam", 1), ("rise", 1), ("scorecam", 1), ("scorecam", 2)])
-def test_progress_on_a_terminal(method: str, count: int, model: Path, tmp_path: Path, out: Path) -> None:
-    """Of one picture: how many predictions are done, where there are many. Of several: how many of them."""
-    pictures = [write_picture(tmp_path / f"{number}.png", number) for number in range(count)]
-    code = (
-        "import sys; from onnxplain.cli import main\n"
-        "sys.stderr.isatty = lambda: True\n"
-        "main(sys.argv[1:], prog_name='onnxplain')"
-    )
-    args = ["explain", model, *pictures, "--method", method, "-o", out]
-    command = [sys.executable, "-c", code, *map(str, args)]
-    said = subprocess.run(command, capture_output=True, check=True).stderr.decode()
-    counted = re.findall(r"\r\x1b\[K(\w+): (\d+) of (\d+) predictions", said)
-    if count == 2:
-        assert "Explaining" in said
-        assert not counted
-    elif method == "gradcam":
-        assert said == ""
-    else:
-        assert said.endswith("\r\x1b[K")
-        if method == "rise":
-            assert counted[:2] == [("rise", "16", "4000"), ("rise", "32", "4000")]
 
 
 def test_probability_none(tmp_path: Path, picture: Path, out: Path) -> None:

@@ -102,7 +102,7 @@ def test_command(network):
     assert_one_line_error(result, 1, "cam")  # the head isn't one
     result = run("evaluate", "m.onnx", "photos", "--method", "gradcam", "--metric", "drop", *source)
     assert result.exit_code == 0, result.output
-    assert "RANK CORRELATION, LAYERS RANDOMISED  1 OF 4  2 OF 4  4 OF 4" in result.stdout
+    assert "BY LAYERS RANDOMISED\nMETHOD   1 OF 4  2 OF 4  4 OF 4" in result.stdout
     with Path("evaluation/sanity.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
     assert [(row["method"], row["layers_randomised"], row["layers"]) for row in rows] == [

@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from threading import Event
 from typing import TYPE_CHECKING, Any
 
-import click
-
 from onnxplain.cli._pictures import Picture, overlay_name, stamp
-from onnxplain.cli._text import CLEAR_LINE
 
 if TYPE_CHECKING:
     from onnxplain import Explainer, Explanation
     from onnxplain.boxes import Box
+    from onnxplain.cli._progress import Part
     from onnxplain.images import Image
     from onnxplain.outputs import OutputFolder
     from onnxplain.overlay import Colormap
@@ -101,26 +98,32 @@ class Explained:
 
 
 def explain_picture(
-    explainer: Explainer, asked: Asked, picture: Picture, *, progress: bool, stopped: Event
+    explainer: Explainer, asked: Asked, picture: Picture, part: Part, stopped: Event
 ) -> Explained:
     """Explain a picture's classes by each method, and write its overlays.
 
     Of two explanations of a class, one is left out: two targets may be the same class. A method's maps are
     let go before those of the next are made.
 
-    Methods of many predictions show their `progress`, and end where it is `stopped`.
+    Methods of many predictions say how far they are, and end where it is `stopped`.
     """
     done = Explained(picture, stamp(picture.path))
     image: Image = picture.path
     targets, top = asked.targets, asked.top
-    for method in asked.methods:
+    for number, method in enumerate(asked.methods):
+
+        def step(done: int, total: int, number: int = number) -> None:
+            if stopped.is_set():
+                raise KeyboardInterrupt
+            part.reach((number + done / total) / len(asked.methods))
+
         found = explainer.explain_classes(
             image,
             targets,
             top=top,
             method=method,
             reduced=not asked.overlays,
-            progress=_progress_of(method, progress, stopped),
+            progress=step,
             **asked.options,
         )
         found = list({one.index: one for one in found}.values())
@@ -164,14 +167,3 @@ def _save(one: Explanation, picture: Picture, asked: Asked) -> str:
     name = overlay.as_posix()
     one.save(asked.folder.add(name), asked.colormap)
     return name
-
-
-def _progress_of(method: str, shown: bool, stopped: Event) -> Callable[[int, int], None]:
-    def step(done: int, total: int) -> None:
-        if stopped.is_set():
-            raise KeyboardInterrupt
-        if shown:
-            line = f"{CLEAR_LINE}{method}: {done} of {total} predictions" if done < total else CLEAR_LINE
-            click.echo(line, file=sys.stderr, nl=False)
-
-    return step

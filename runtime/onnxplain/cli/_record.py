@@ -101,4 +101,12 @@ def summary(pictures: Iterable[Explained], asked: Asked) -> str:
         for done in pictures
         for one in done.findings
     ]
-    return table(headers, rows, right=[headers.index("PROBABILITY")])
+    class_ = headers.index("CLASS")
+    return table(
+        headers,
+        rows,
+        right=[class_ + 1],
+        paths=[0],
+        texts=[class_],
+        optional=class_ + 2 if asked.overlays else None,
+    )

@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator, Sequence
-from contextlib import closing, nullcontext
-from functools import partial
+from contextlib import closing
 from pathlib import Path
 from threading import Event
 from typing import TYPE_CHECKING
 
-import click
-
 from onnxplain.cli._explained import Asked, Explained, explain_picture
 from onnxplain.cli._pictures import Picture
+from onnxplain.cli._progress import Part, Progress
 from onnxplain.cli._record import RECORD, Record, Row, row_of_error, rows_of
 from onnxplain.cli._report import PAGE, write_report
 from onnxplain.cli._resume import files_of, note_of
-from onnxplain.cli._text import CLEAR_LINE, printable
 from onnxplain.errors import ImageError
 from onnxplain.pipeline import in_order
 
@@ -36,11 +32,20 @@ class Run:
         Those that an earlier call has done.
     report
         Whether there is to be a page.
+    is_short
+        Whether all is done in a moment, and needs no bar.
     """
 
     def __init__(
-        self, asked: Asked, pictures: Sequence[Picture], before: Sequence[Explained], *, report: bool
+        self,
+        asked: Asked,
+        pictures: Sequence[Picture],
+        before: Sequence[Explained],
+        *,
+        report: bool,
+        is_short: bool,
     ) -> None:
+        self._is_short = is_short
         self._errors: dict[Path, str] = {}
         self._asked, self._pictures, self._report = asked, pictures, report
         self._done = {one.picture.stem: one for one in before}
@@ -72,24 +77,23 @@ class Run:
             self._asked.folder.keep(self._files(), self._notes.values())
 
     def _explain(self, explainer: Explainer, pictures: Sequence[Picture]) -> None:
-        on_terminal, several = sys.stderr.isatty(), len(pictures) > 1
         stopped = Event()
-        explain = partial(
-            explain_picture, explainer, self._asked, progress=on_terminal and not several, stopped=stopped
-        )
-        with (
-            closing(in_order(explain, pictures, stopped)) as calls,
-            click.progressbar(calls, len(pictures), "Explaining", file=sys.stderr)
-            if on_terminal and several
-            else nullcontext(calls) as bar,  # click imports what draws bars when it makes one
-        ):
-            for picture, call in zip(pictures, bar, strict=True):
-                try:
-                    self._keep(call.result())
-                except ImageError as error:
-                    click.echo(f"{CLEAR_LINE * on_terminal}Error: {printable(str(error))}", err=True)
-                    self._errors[picture.stem] = str(error)
-                    self._record.add([row_of_error(picture.path, str(error), self._asked)])
+        with Progress("Explaining", len(pictures), hidden=self._is_short) as progress:
+            work = [(picture, progress.part()) for picture in pictures]
+
+            def explain(one: tuple[Picture, Part]) -> Explained:
+                return explain_picture(explainer, self._asked, *one, stopped)
+
+            with closing(in_order(explain, work, stopped)) as calls:
+                for (picture, part), call in zip(work, calls, strict=True):
+                    try:
+                        self._keep(call.result())
+                        part.finish()
+                    except ImageError as error:
+                        progress.say_error(str(error))
+                        self._errors[picture.stem] = str(error)
+                        self._record.add([row_of_error(picture.path, str(error), self._asked)])
+                        part.drop()
 
     def _keep(self, one: Explained) -> None:
         self._record.add(rows_of(one, self._asked))

@@ -12,6 +12,7 @@ import click
 from onnxplain.cli._device import device_option
 from onnxplain.cli._methods import METHOD_NAMES
 from onnxplain.cli._pictures import find_pictures
+from onnxplain.cli._progress import Progress
 from onnxplain.cli._text import CLEAR_LINE, printable, table
 from onnxplain.errors import BoxesError
 from onnxplain.extras import require
@@ -165,8 +166,8 @@ def command(
         write_table(folder, cases, outcomes)
         write_plot(folder, summaries)
         click.echo(_report(summaries))
-        written = [printable(str(output / name)) for name in (TABLE, PLOT)]
-        click.echo(f"\nPicture by picture: {written[0]}; as a plot: {written[1]}")
+        click.echo(f"\nPicture by picture: {printable(str(output / TABLE))}")
+        click.echo(f"As a plot: {printable(str(output / PLOT))}")
         if network:
             click.echo(f"\n{_check_sanity(explainer, network, cases, outcomes, plan, folder)}")
     elif outcomes:
@@ -198,23 +199,31 @@ def _run(evaluator: Evaluator, cases: Sequence[Case], folder: OutputFolder) -> l
     """Measure what hasn't been; return the pictures that could be measured, in order."""
     from onnxplain.evaluation_files import append_to_journal, read_journal
 
-    known = read_journal(folder.path)
-    outcomes = []
-    is_shown = sys.stderr.isatty()
-    with click.progressbar(
-        evaluator.run(cases, known), len(cases), "Evaluating", file=sys.stderr, hidden=not is_shown
-    ) as bar:
+    outcomes: list[Outcome] = []
+    with Progress("Evaluating", len(cases)) as progress:
+        parts = [progress.part() for _ in cases]
+
+        def reach(number: int, fraction: float) -> None:
+            parts[number].reach(fraction)
+
         try:
-            for outcome in bar:
+            for outcome in evaluator.run(cases, read_journal(folder.path), reach):
+                part = parts[outcome.number]
                 if outcome.error is not None:
-                    click.echo(f"{CLEAR_LINE * is_shown}Error: {printable(outcome.error)}", err=True)
+                    progress.say_error(outcome.error)
+                    part.drop()
                     continue
                 if outcome.is_new:
                     append_to_journal(folder, cases[outcome.number], outcome)
+                    part.finish()
+                else:
+                    part.drop()
                 outcomes.append(outcome)
         except KeyboardInterrupt as error:
             error.add_note(f"{len(outcomes)} of {len(cases)} pictures are measured; the same call goes on.")
             raise
+    if before := sum(not outcome.is_new for outcome in outcomes):
+        click.echo(f"{before} of {len(cases)} pictures were measured before.", err=True)
     return sorted(outcomes, key=lambda outcome: outcome.number)
 
 
@@ -255,25 +264,37 @@ def _check_sanity(
     rows = [
         [method, *(f"{one.ranks:.2f}" for one in found if one.method == method)] for method in plan.methods
     ]
-    headers = ["RANK CORRELATION, LAYERS RANDOMISED", *(f"{count} OF {total}" for count, total in stages)]
-    return table(headers, rows, right=range(1, len(headers)))
+    headers = ["METHOD", *(f"{count} OF {total}" for count, total in stages)]
+    shown = table(headers, rows, right=range(1, len(headers)), texts=[0])
+    return f"RANK CORRELATION WITH THE ORIGINAL'S MAPS, BY LAYERS RANDOMISED\n{shown}"
 
 
 def _report(summaries: Sequence[Summary]) -> str:
-    """Return a table for each metric, the best method first."""
-    tables = []
+    """Return a table for each metric, the best method first, and what the columns are."""
+    parts = []
     for metric in dict.fromkeys(one.metric for one in summaries):
         rows = [one for one in summaries if one.metric == metric]
         about = METRICS[metric]
-        title = f"{about.title.upper()} ({'MORE' if about.more_is_better else 'LESS'} IS BETTER)"
-        headers = [title, "MEAN", "95 %", "MINUS RANDOM", "95 %", f"{rows[0].pictures} PICTURES"]
-        cells = [[row.method, *_estimate(row.value), *_estimate(row.difference), row.verdict] for row in rows]
-        tables.append(table(headers, cells, right=[1, 3]))
-    return "\n\n".join(tables)
+        better = "MORE" if about.more_is_better else "LESS"
+        parts.append(
+            f"{about.title.upper()} ({better} IS BETTER), {rows[0].pictures} PICTURES\n"
+            + table(
+                ["METHOD", "MEAN", "LOW", "HIGH", "DIFF", "LOW", "HIGH", ""],
+                [
+                    [row.method, *_estimate(row.value), *_estimate(row.difference), row.verdict]
+                    for row in rows
+                ],
+                right=range(1, 7),
+                texts=[0],
+            )
+        )
+    parts.append("DIFF is MEAN less random's, picture by picture; LOW to HIGH are 95 % intervals.")
+    return "\n\n".join(parts)
 
 
 def _estimate(estimate: Estimate | None) -> list[str]:
     if estimate is None:
-        return ["", ""]
-    interval = "-" if estimate.low is None else f"{estimate.low:.3f} to {estimate.high:.3f}"
-    return [f"{estimate.mean:.3f}", interval]
+        return [""] * 3
+    return [
+        "-" if value is None else f"{value:.3f}" for value in (estimate.mean, estimate.low, estimate.high)
+    ]

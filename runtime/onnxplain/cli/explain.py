@@ -177,7 +177,7 @@ def command(
     if resume:
         check_settings(folder)
         before = done_before(folder, pictures, asked)
-    run = Run(asked, pictures, before, report=report)
+    run = Run(asked, pictures, before, report=report, is_short=is_one_run)
     try:
         run.explain(explainer)
     except KeyboardInterrupt as error:
