@@ -98,13 +98,18 @@ def folder_aside(destination: Path) -> Iterator[Path]:
     OSError
         The folder can't be made.
     """
-    from tempfile import TemporaryDirectory  # with shutil and its archives, which other commands don't need
+    import shutil  # with its archives, which other commands don't need
 
     remove_leftovers(destination)
-    with TemporaryDirectory(prefix=_aside(destination), dir=destination.parent) as aside, _held(Path(aside)):
-        draft = Path(aside) / "draft"
-        draft.mkdir()
-        yield draft
+    aside = destination.with_name(f"{_aside(destination)}{uuid4().hex[:8]}")
+    try:  # from before it is there: a signal may come at any moment
+        aside.mkdir(0o700)
+        with _held(aside):
+            draft = aside / "draft"
+            draft.mkdir()
+            yield draft
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
 
 
 def remove_leftovers(destination: Path) -> None:
