@@ -41,9 +41,10 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def on_terminal(*args: str, columns: int = 80) -> tuple[str, str]:
+def on_terminal(*args: str, columns: int = 80, before: str = "") -> tuple[str, str]:
     """Run a command on a terminal; return what it wrote to stdout, and to stderr."""
-    command = [sys.executable, "-m", "onnxplain", *args]
+    code = f"{before}\nfrom onnxplain.cli import main\nmain(prog_name='onnxplain')"
+    command = [sys.executable, "-c", code, *args]
     terminals = [pty.openpty() for _ in range(2)]
     for _, slave in terminals:
         fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", 40, columns, 0, 0))
@@ -131,6 +132,31 @@ def test_progress(method: str, paths: tuple[str, ...]) -> None:
             "Error: photos/1a.png is damaged, or is not a picture"
         ]
         assert "Explaining 4 of 4" in bars[-1]
+
+
+WARNING = """
+import warnings
+from onnxplain import perturbation
+masks = perturbation.rise_masks
+def with_warning(*args, **options):
+    for number, found in enumerate(masks(*args, **options)):
+        if number == 99:
+            warnings.warn("on the CPU\\nnow", RuntimeWarning)
+        yield found
+perturbation.rise_masks = with_warning
+"""
+
+
+def test_a_warning_is_on_a_line_of_its_own() -> None:
+    _, said = on_terminal("explain", "m.onnx", "photos/0.png", "--method", "rise", before=WARNING)
+    assert "\r\x1b[KWarning: on the CPU now\n" in said
+
+
+def test_an_error_that_ends_a_command_is_on_a_line_of_its_own() -> None:
+    _, said = on_terminal("bench", "m.onnx", "photos/1a.png")
+    assert said.endswith(
+        "Measuring latencies ...\r\x1b[KError: photos/1a.png is damaged, or is not a picture\n"
+    )
 
 
 def test_time_that_remains() -> None:

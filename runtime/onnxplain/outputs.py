@@ -75,7 +75,7 @@ class OutputFolder:
         self._files = set(self.earlier_files)
 
     def keep(self, files: Iterable[str], notes: Iterable[Note] = ()) -> None:
-        """Say what stays, of what this and earlier calls wrote: the other files are removed."""
+        """Say what stays, of what this and earlier calls wrote: other files and notes are removed."""
         with self._lock:
             self._stay, self._notes = self._files & set(files), list(notes)
             if self._is_open:
@@ -112,7 +112,6 @@ class OutputFolder:
         with self._lock:
             self._open()
             self._append({"note": entry})
-            self._notes.append(entry)
 
     def _open(self) -> None:
         if not self._is_open:

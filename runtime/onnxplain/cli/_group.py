@@ -59,7 +59,7 @@ class OneLineErrors(click.Group):
             interruption = interruption_behind(error)
             if interruption is None:
                 raise
-            click.echo(f"{CLEAR_LINE * sys.stderr.isatty()}{closing_line(interruption)}", err=True)
+            click.echo(f"{_own_line()}{closing_line(interruption)}", err=True)
             ctx.exit(exit_code(interruption))
 
     def main(self, args: Sequence[str] | None = None, *extra: Any, **settings: Any) -> NoReturn:
@@ -92,7 +92,7 @@ def _report(error: Exception, *, debug: bool) -> int:
     if debug:
         traceback.print_exception(error)
     line, code = _describe(error)
-    click.echo(f"Error: {printable(line)}", err=True)
+    click.echo(f"{_own_line()}Error: {printable(line)}", err=True)
     return code
 
 
@@ -117,7 +117,12 @@ def _sentence(text: str) -> str:
 
 
 def _one_line_warning(message: Warning | str, *place: object, **more: object) -> str:
-    return f"Warning: {printable(str(message))}\n"
+    return f"{_own_line()}Warning: {printable(str(message))}\n"
+
+
+def _own_line() -> str:
+    """Return what a line on stderr begins with, so that no progress stands in it."""
+    return CLEAR_LINE * sys.stderr.isatty()
 
 
 def _print_anything(*streams: Any) -> None:

@@ -49,7 +49,6 @@ class Run:
         self._errors: dict[Path, str] = {}
         self._asked, self._pictures, self._report = asked, pictures, report
         self._done = {one.picture.stem: one for one in before}
-        self._notes = {stem: note_of(one) for stem, one in self._done.items()}
         self._record = Record(asked.folder)
 
     @property
@@ -65,7 +64,7 @@ class Run:
     def explain(self, explainer: Explainer) -> None:
         """Explain the pictures that aren't done; whatever comes between, what is done stays, and says so."""
         if self._done:
-            self._asked.folder.keep(self._files(), self._notes.values())
+            self._asked.folder.keep(self._files(), map(note_of, self.done))
             self._record.write(self._rows())
         try:
             self._explain(explainer, [one for one in self._pictures if one.stem not in self._done])
@@ -74,7 +73,7 @@ class Run:
                 self._record.write(self._rows())  # an interruption may have come in the midst of a picture
                 if self._report:
                     write_report(self.done, self._asked, self.problems, len(self._pictures))
-            self._asked.folder.keep(self._files(), self._notes.values())
+            self._asked.folder.keep(self._files(), map(note_of, self.done))
 
     def _explain(self, explainer: Explainer, pictures: Sequence[Picture]) -> None:
         stopped = Event()
@@ -97,8 +96,7 @@ class Run:
 
     def _keep(self, one: Explained) -> None:
         self._record.add(rows_of(one, self._asked))
-        self._asked.folder.note(note := note_of(one))
-        self._notes[one.picture.stem] = note
+        self._asked.folder.note(note_of(one))
         self._done[one.picture.stem] = one
 
     def _rows(self) -> Iterator[Row]:
