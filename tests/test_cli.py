@@ -14,7 +14,7 @@ import pytest
 from cli_helpers import assert_one_line_error, run, write_explainer, write_picture
 from onnxplain import Explainer, __version__
 from onnxplain.cli import main
-from onnxplain.cli._text import file_size, printable, table
+from onnxplain.cli._text import columns_of, facts, file_size, printable, table
 
 COMMANDS = ("demo", "export", "layers", "inspect", "verify", "check", "explain", "evaluate", "bench", "web")
 HEAVY = {"numpy", "cv2", "onnxruntime", "onnx", "onnx_ir", "onnxscript", "torch", "onnxplain_export"}
@@ -163,8 +163,21 @@ def test_debug_keeps_exit_code_of_a_wrong_call() -> None:
 def test_interrupt_exits_with_130(model: Path, picture: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Explainer, "__init__", raising(KeyboardInterrupt()))
     result = run("explain", model, picture)
-    assert result.exit_code == 130
-    assert result.stderr.strip() == ""
+    assert (result.exit_code, result.stderr) == (130, "Interrupted.\n")
+
+
+def test_what_fails_because_of_an_interrupt_is_not_the_news(
+    model: Path, picture: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def init(self: Explainer, *args: object, **options: object) -> None:
+        try:
+            raise KeyboardInterrupt
+        finally:
+            raise RuntimeError("cannot join a thread that wasn't started")
+
+    monkeypatch.setattr(Explainer, "__init__", init)
+    result = run("explain", model, picture)
+    assert (result.exit_code, result.stderr) == (130, "Interrupted.\n")
 
 
 @pytest.mark.skipif(os.name == "nt", reason="pipes break otherwise there")
@@ -226,6 +239,67 @@ def test_table() -> None:
     assert table(["NAME", "N"], [["a", "1"], ["long name", "22"]], right=[1]) == (
         "NAME        N\na           1\nlong name  22"
     )
+
+
+ROWS = [
+    ["photos/holiday/day 1.jpg", "281 tabby, tabby cat", "99.9%", "why/day 1.281.png"],
+    ["a.jpg", "282 猫猫猫猫猫猫猫猫猫猫猫", "0.1%", "why/a.282.png"],
+]
+
+
+def fit(columns: int | None, monkeypatch: pytest.MonkeyPatch, **more: Any) -> list[str]:
+    monkeypatch.setattr("onnxplain.cli._text.screen_width", lambda: columns)
+    headers = ["PICTURE", "CLASS", "PROBABILITY", "OVERLAY"]
+    return table(headers, ROWS, right=[2], paths=[0, 3], texts=[1], **more).splitlines()
+
+
+def test_a_table_fits_the_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Numbers are whole; of paths the end is, of texts the start."""
+    for columns in range(50, 100):
+        for line in fit(columns, monkeypatch):
+            assert columns_of(line) <= columns
+    narrow = fit(60, monkeypatch)
+    assert narrow[1].startswith("…")
+    assert "day 1.jpg  281 tabby" in narrow[1]
+    assert "99.9%  …" in narrow[1]
+    assert narrow[1].endswith(".281.png")
+
+
+def test_a_column_may_be_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert fit(70, monkeypatch, optional=3) == [
+        "PICTURE                   CLASS                       PROBABILITY",
+        "photos/holiday/day 1.jpg  281 tabby, tabby cat              99.9%",
+        "a.jpg                     282 猫猫猫猫猫猫猫猫猫猫猫         0.1%",
+    ]
+    assert [line.split()[-1] for line in fit(100, monkeypatch, optional=3)] == [
+        "OVERLAY",
+        "1.281.png",
+        "why/a.282.png",
+    ]
+
+
+def test_elsewhere_a_table_is_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert fit(None, monkeypatch, optional=3) == fit(500, monkeypatch)
+    assert [cell in "\n".join(fit(None, monkeypatch)) for row in ROWS for cell in row] == [True] * 8
+
+
+def test_a_table_that_can_not_be_so_narrow(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert "PROBABILITY" in fit(10, monkeypatch)[0]
+    assert "99.9%" in fit(10, monkeypatch)[1]
+
+
+@pytest.mark.parametrize(
+    ("text", "columns"), [("abc", 3), ("été", 3), ("e\u0301te\u0301", 3), ("猫", 2), ("", 0)]
+)
+def test_columns_of(text: str, columns: int) -> None:
+    assert columns_of(text) == columns
+
+
+def test_facts_are_wrapped(monkeypatch: pytest.MonkeyPatch) -> None:
+    pairs = [("labels", "one two three four"), ("x", "a_name_that_can_not_be_broken_anywhere")]
+    assert facts(pairs) == "labels  one two three four\nx       a_name_that_can_not_be_broken_anywhere"
+    monkeypatch.setattr("onnxplain.cli._text.screen_width", lambda: 20)
+    assert facts(pairs).splitlines()[:2] == ["labels  one two", "        three four"]
 
 
 @pytest.mark.parametrize(

@@ -21,7 +21,7 @@ from onnxplain.maps import METHODS
 from onnxplain.metrics import METRICS
 from tiny_explainer import tiny_explainer, tiny_manifest, two_layers
 
-QUICK = ("--metrics", "drop", "increase")
+QUICK = ("--metric", "drop", "--metric", "increase")
 
 
 @pytest.fixture
@@ -49,7 +49,9 @@ def test_names_of_methods_are_those_of_the_library():
 
 def test_all_metrics(folder):
     Path("boxes.csv").write_text("file,x0,y0,x1,y1,class\n0.png,5,5,20,20,tabby cat\n1.png,0,0,40,30,\n")
-    result = run("evaluate", "m.onnx", "photos", "--methods", "gradcam", "cam", "--boxes", "boxes.csv")
+    result = run(
+        "evaluate", "m.onnx", "photos", "--method", "gradcam", "--method", "cam", "--boxes", "boxes.csv"
+    )
     assert result.exit_code == 0, result.output
     assert result.stderr == ""
     for metric in METRICS.values():
@@ -57,7 +59,7 @@ def test_all_metrics(folder):
             f"{metric.title.upper()} ({'MORE' if metric.more_is_better else 'LESS'} IS BETTER)"
             in result.stdout
         )
-    assert "the control" in result.stdout
+    assert "control" in result.stdout
     assert "evaluation.csv" in result.stdout
     found = rows()
     assert list(found[0]) == ["picture", "class", "label", "method", "metric", "value"]
@@ -84,7 +86,7 @@ def test_a_picture_of_two_classes(folder):
     Path("boxes.csv").write_text(
         "file,x0,y0,x1,y1,class\n0.png,5,5,20,20,tabby cat\n0.png,1,1,9,9,3\n0.png,2,2,9,9,3\n"
     )
-    result = run("evaluate", "m.onnx", "photos/0.png", "--metrics", "iou", "--boxes", "boxes.csv")
+    result = run("evaluate", "m.onnx", "photos/0.png", "--metric", "iou", "--boxes", "boxes.csv")
     assert result.exit_code == 0, result.output
     assert {row["class"] for row in rows()} == {"0", "3"}
     assert "1 PICTURES" in result.stdout
@@ -93,14 +95,14 @@ def test_a_picture_of_two_classes(folder):
 def test_values_depend_on_neither_order_nor_name(folder):
     calls = [("photos/0.png", "photos/1.png"), ("photos/1.png", "copy.png")]
     Path("copy.png").write_bytes(Path("photos/0.png").read_bytes())
-    found = []
+    found, metrics = [], ("--metric", "road", "--metric", "drop")
     for number, paths in enumerate(calls):
-        result = run("evaluate", "m.onnx", *paths, "--metrics", "road", "drop", "-o", f"out{number}")
+        result = run("evaluate", "m.onnx", *paths, *metrics, "-o", f"out{number}")
         assert result.exit_code == 0, result.output
         found.append(rows(Path(f"out{number}/evaluation.csv")))
     renamed = [{**row, "picture": row["picture"].replace("copy.png", "photos/0.png")} for row in found[1]]
     assert sorted(map(str, found[0])) == sorted(map(str, renamed))
-    result = run("evaluate", "m.onnx", *calls[0], "--metrics", "road", "drop", "--seed", "1", "-o", "out2")
+    result = run("evaluate", "m.onnx", *calls[0], *metrics, "--seed", "1", "-o", "out2")
     assert rows(Path("out2/evaluation.csv")) != found[0]
 
 
@@ -119,7 +121,7 @@ def measured(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 
 def test_resuming(folder, measured):
-    call = ("evaluate", "m.onnx", "photos", "--methods", "gradcam", *QUICK)
+    call = ("evaluate", "m.onnx", "photos", "--method", "gradcam", *QUICK)
     result = run(*call)
     assert len(measured) == 6
     before = Path("evaluation/evaluation.csv").read_bytes()
@@ -151,7 +153,7 @@ def test_resuming(folder, measured):
 )
 def test_other_settings_are_measured_anew(changes, folder, measured):
     Path("b.csv").write_text("file,x0,y0,x1,y1\n0.png,5,5,20,20\n")
-    call = ("evaluate", "m.onnx", "photos/0.png", "--methods", "gradcam", *QUICK)
+    call = ("evaluate", "m.onnx", "photos/0.png", "--method", "gradcam", *QUICK)
     run(*call)
     assert len(measured) == 2
     result = run(*call, *changes)
@@ -161,25 +163,26 @@ def test_other_settings_are_measured_anew(changes, folder, measured):
 
 
 def test_other_methods_and_metrics_alone_are_measured(folder, measured):
-    call = ("evaluate", "m.onnx", "photos", "--methods")
-    run(*call, "gradcam", "--metrics", "drop")
+    call = ("evaluate", "m.onnx", "photos", "--method")
+    run(*call, "gradcam", "--metric", "drop")
     assert sorted(measured) == ["gradcam drop"] * 3 + ["random drop"] * 3
     measured.clear()
-    result = run(*call, "cam", "gradcam", "--metrics", "drop")
+    result = run(*call, "cam", "--method", "gradcam", "--metric", "drop")
     assert measured == ["cam drop"] * 3
     assert [row["method"] for row in rows()] == ["random", "cam", "gradcam"] * 3
     measured.clear()
     more = ("road", "increase", "drop")
-    both = run(*call, "gradcam", "--metrics", *more)
+    flags = [part for name in more for part in ("--metric", name)]
+    both = run(*call, "gradcam", *flags)
     assert sorted(measured) == ["gradcam road increase"] * 3 + ["random road increase"] * 3
     assert [row["metric"] for row in rows()] == [*more] * 6
     table = rows()
     measured.clear()
-    assert run(*call, "cam", "gradcam", "--metrics", "drop").stdout == result.stdout
-    assert run(*call, "gradcam", "--metrics", *more).stdout == both.stdout
+    assert run(*call, "cam", "--method", "gradcam", "--metric", "drop").stdout == result.stdout
+    assert run(*call, "gradcam", *flags).stdout == both.stdout
     assert measured == []
-    anew = run(*call, "gradcam", "--metrics", *more, "-o", "anew")
-    assert anew.stdout.splitlines()[:-1] == both.stdout.splitlines()[:-1]
+    anew = run(*call, "gradcam", *flags, "-o", "anew")
+    assert anew.stdout.replace("anew/", "evaluation/") == both.stdout
     assert rows(Path("anew/evaluation.csv")) == table
 
 
@@ -190,23 +193,23 @@ def test_classes_of_a_picture_keep_their_own_boxes(folder, measured):
     Path("b.csv").write_text(
         f"file,x0,y0,x1,y1,class\n0.png,0,0,6,6,{predicted}\n0.png,0,0,40,20,\n0.png,9,9,20,20,{other}\n"
     )
-    call = ("evaluate", "m.onnx", "photos/0.png", "--metrics", "energy", "--boxes", "b.csv", "--methods")
+    call = ("evaluate", "m.onnx", "photos/0.png", "--metric", "energy", "--boxes", "b.csv", "--method")
     first = run(*call, "gradcam")
     assert first.exit_code == 0, first.output
     assert [row["class"] for row in rows()] == [str(predicted)] * 2 + [str(other)] * 2
     measured.clear()
     assert run(*call, "gradcam").stdout == first.stdout
     assert measured == []
-    run(*call, "gradcam", "cam")
+    run(*call, "gradcam", "--method", "cam")
     assert measured == ["cam energy"] * 2
-    run(*call, "gradcam", "cam", "-o", "anew")
+    run(*call, "gradcam", "--method", "cam", "-o", "anew")
     assert rows() == rows(Path("anew/evaluation.csv"))
     values = [row["value"] for row in rows()]
     assert len(set(values[:3]) & set(values[3:])) == 0
 
 
 def test_a_journal_of_other_classes_is_measured_anew(folder, measured):
-    call = ("evaluate", "m.onnx", "photos/0.png", "--methods", "gradcam", *QUICK)
+    call = ("evaluate", "m.onnx", "photos/0.png", "--method", "gradcam", *QUICK)
     run(*call)
     table = rows()
     line = json.loads(journal()[0])
@@ -222,7 +225,7 @@ def test_a_journal_of_other_classes_is_measured_anew(folder, measured):
 
 @pytest.mark.parametrize("changes", [{"label": ["x"]}, {"index": 0.5}, {"index": -1}, {"scores": [1]}])
 def test_a_hostile_journal(changes, folder, measured):
-    call = ("evaluate", "m.onnx", "photos/0.png", "--methods", "gradcam", *QUICK)
+    call = ("evaluate", "m.onnx", "photos/0.png", "--method", "gradcam", *QUICK)
     run(*call)
     table = rows()
     line = json.loads(journal()[0])
@@ -234,16 +237,16 @@ def test_a_hostile_journal(changes, folder, measured):
 
 
 def test_moved_boxes_are_measured_anew(folder, measured):
-    call = ("evaluate", "m.onnx", "photos/0.png", "--methods", "gradcam", "--boxes", "b.csv")
+    call = ("evaluate", "m.onnx", "photos/0.png", "--method", "gradcam", "--boxes", "b.csv")
     for box in ("5,5,20,20,0", "6,5,20,20,0", "6,5,20,20,1"):
         Path("b.csv").write_text(f"file,x0,y0,x1,y1,class\n0.png,{box}\n")
         measured.clear()
-        assert run(*call, "--metrics", "energy").exit_code == 0
+        assert run(*call, "--metric", "energy").exit_code == 0
         assert len(measured) == 2
 
 
 def test_another_version_measures_anew(folder, measured, monkeypatch):
-    call = ("evaluate", "m.onnx", "photos/0.png", "--methods", "gradcam", *QUICK)
+    call = ("evaluate", "m.onnx", "photos/0.png", "--method", "gradcam", *QUICK)
     run(*call)
     for module in (evaluation, evaluation.onnxruntime):
         monkeypatch.setattr(module, "__version__", "0.0.1")
@@ -269,14 +272,14 @@ def test_predictions_of_a_map(folder, monkeypatch):
 def test_no_picture_with_boxes_can_be_measured(folder):
     Path("photos/0.png").write_bytes(b"no picture")
     Path("b.csv").write_text("file,x0,y0,x1,y1\n0.png,5,5,20,20\n")
-    result = run("evaluate", "m.onnx", "photos", "--metrics", "iou", "--boxes", "b.csv")
+    result = run("evaluate", "m.onnx", "photos", "--metric", "iou", "--boxes", "b.csv")
     assert result.exit_code == 1
     assert "0.png is damaged" in result.stderr
     assert "none of the pictures with boxes could be measured" in result.stderr
 
 
 def test_another_model_or_picture_is_measured_anew(folder, measured):
-    call = ("evaluate", "m.onnx", "photos/0.png", "--methods", "gradcam", *QUICK)
+    call = ("evaluate", "m.onnx", "photos/0.png", "--method", "gradcam", *QUICK)
     run(*call)
     write_picture(folder / "photos" / "0.png", seed=9)
     run(*call)
@@ -317,24 +320,62 @@ def test_layers(folder):
     )
 
 
-def test_lists_are_taken_after_their_options(folder):
-    for methods in (
-        ["--methods", "gradcam", "cam"],
-        ["--methods", "gradcam", "--methods", "cam"],
-        ["--methods=gradcam", "--methods", "cam", "random", "cam"],
-    ):
-        result = run("evaluate", "m.onnx", "photos/0.png", *methods, *QUICK)
-        assert result.exit_code == 0, result.output
-        assert {row["method"] for row in rows()} == {"random", "gradcam", "cam"}
-    result = run("evaluate", *QUICK, "--methods", "cam", "--", "m.onnx", "photos/0.png")
+OLD = {
+    "--methods": "Warning: --methods A B will go with the next release; write --method A --method B.",
+    "--metrics": "Warning: --metrics A B will go with the next release; write --metric A --metric B.",
+}
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["m.onnx", "photos/0.png", "--methods", "gradcam", "cam"],
+        ["m.onnx", "photos/0.png", "--methods", "gradcam", "--methods", "cam"],
+        ["m.onnx", "photos/0.png", "--methods=gradcam", "--methods", "cam", "random", "cam"],
+        ["m.onnx", "--methods", "gradcam", "cam", "photos/0.png"],
+        ["--methods=gradcam", "cam", "m.onnx", "photos/0.png"],
+        ["--methods", "gradcam", "cam", "--", "m.onnx", "photos/0.png"],
+        ["m.onnx", "--method", "gradcam", "photos/0.png", "--methods", "cam"],
+    ],
+)
+def test_old_lists_take_the_names_that_they_know(arguments, folder):
+    """And no others: what is no method is a picture."""
+    result = run("evaluate", *QUICK, *arguments)
     assert result.exit_code == 0, result.output
+    assert result.stderr.splitlines() == [OLD["--methods"]]
+    assert {row["picture"] for row in rows()} == {"photos/0.png"}
+    assert {row["method"] for row in rows()} == {"random", "gradcam", "cam"}
+    assert "--methods" not in run("evaluate", "--help").output
+
+
+def test_old_lists_of_metrics(folder):
+    result = run("evaluate", "m.onnx", "--metrics", "drop", "increase", "photos/0.png", "--methods", "cam")
+    assert result.exit_code == 0, result.output
+    assert result.stderr.splitlines() == [OLD["--metrics"], OLD["--methods"]]
+    assert {row["metric"] for row in rows()} == {"drop", "increase"}
+
+
+@pytest.mark.parametrize("option", ["--method", "--metric"])
+def test_an_option_takes_one_name(option, folder):
+    name = {"--method": "gradcam", "--metric": "drop"}[option]
+    result = run(
+        "evaluate", "m.onnx", option, name, "photos/0.png", "--method", "cam", "--metric", "increase"
+    )
+    assert (result.exit_code, result.stderr) == (0, "")
+    assert {row["picture"] for row in rows()} == {"photos/0.png"}
+
+
+def test_a_picture_after_an_old_list_that_is_not_there(folder):
+    result = run("evaluate", "m.onnx", "--methods", "gradcam", "photo.png")
+    assert result.exit_code == 1
+    assert result.stderr.splitlines()[1:] == ["Error: there is no file photo.png"]
 
 
 def test_help_needs_no_packages(monkeypatch):
     monkeypatch.setattr(command, "require", lambda extra: pytest.fail("it asks for packages"))
     result = run("evaluate", "--help")
     assert result.exit_code == 0
-    assert "--methods M..." in result.output
+    assert "--method M" in result.output
 
 
 def test_the_extra_is_named(folder, monkeypatch):
@@ -350,11 +391,11 @@ def test_the_extra_is_named(folder, monkeypatch):
         (["m.onnx"], 2, "Missing argument 'PATH...'"),
         (["m.onnx", "empty"], 1, "no pictures in empty"),
         (["m.onnx", "missing.png"], 1, "there is no file missing.png"),
-        (["m.onnx", "photos", "--methods", "gradcam", "nothing"], 2, "'nothing' is not one of"),
-        (["m.onnx", "photos", "--methods"], 2, "--methods"),
-        (["m.onnx", "photos", "--metrics", "nothing"], 2, "'nothing' is not one of"),
-        (["m.onnx", "photos", "--metrics", "iou"], 2, "iou needs --boxes"),
-        (["m.onnx", "photos", "--methods", "saliency"], 1, "export it with --input-gradient"),
+        (["m.onnx", "photos", "--method", "nothing"], 2, "'nothing' is not one of"),
+        (["m.onnx", "photos", "--method"], 2, "--method"),
+        (["m.onnx", "photos", "--metric", "nothing"], 2, "'nothing' is not one of"),
+        (["m.onnx", "photos", "--metric", "iou"], 2, "iou needs --boxes"),
+        (["m.onnx", "photos", "--method", "saliency"], 1, "export it with --input-gradient"),
         (["m.onnx", "photos", "--seed", "-1"], 2, "--seed"),
         (["m.onnx", "photos", "--boxes", "missing.csv"], 1, "can't read missing.csv"),
         (["m.onnx", "photos", "--boxes", "broken.csv"], 1, "broken.csv: there is no column file"),
@@ -424,6 +465,6 @@ def test_classes_of_boxes_are_checked_first(folder):
 
 
 def test_tiny_files_have_no_interval(folder):
-    result = run("evaluate", "m.onnx", "photos/0.png", "--methods", "cam", *QUICK)
+    result = run("evaluate", "m.onnx", "photos/0.png", "--method", "cam", *QUICK)
     assert "no telling" in result.stdout
     assert np.isfinite([float(row["value"]) for row in rows()]).all()

@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
-import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any, get_args
@@ -26,9 +23,28 @@ from onnxplain.images import read_image
 from onnxplain.manifest import METADATA_KEY
 from onnxplain.maps import METHODS
 from onnxplain.network import Network
+from onnxplain.outputs import LIST
 from onnxplain.overlay import Colormap
 from onnxplain.session import Device
 from tiny_explainer import tiny_explainer, tiny_manifest, two_layers
+
+KEYS = [
+    "path",
+    "model",
+    "rank",
+    "class",
+    "label",
+    "probability",
+    "logit",
+    "method",
+    "layer",
+    "peak_x",
+    "peak_y",
+    "boxes",
+    "overlay",
+    "options",
+    "error",
+]
 
 
 @pytest.fixture
@@ -52,23 +68,34 @@ def records(out: Path) -> list[dict[str, Any]]:
 
 
 def files(folder: Path) -> set[str]:
-    return {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
+    """Return the files in a folder, but for its list of outputs."""
+    found = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
+    return found - {LIST}
 
 
 def test_predicted_class_by_default(model: Path, picture: Path, out: Path) -> None:
     result = run("explain", model, picture, "-o", out)
     assert (result.exit_code, result.stderr) == (0, "")
     expected = Explainer(model).explain(picture)
-    (record,) = records(out)
-    (found,) = record.pop("classes")
-    assert record == {"path": str(picture), "model": str(model), "method": "gradcam", "layer": "features"}
+    (found,) = records(out)
+    assert list(found) == KEYS
     overlay = found.pop("overlay")
+    row, column = np.unravel_index(expected.heatmap.argmax(), expected.heatmap.shape)
     assert found == {
-        "index": expected.index,
+        "path": str(picture),
+        "model": str(model),
+        "rank": 1,
+        "class": expected.index,
         "label": expected.label,
-        "logit": pytest.approx(expected.logit, rel=1e-6),
         "probability": pytest.approx(expected.probability, rel=1e-6),
+        "logit": pytest.approx(expected.logit, rel=1e-6),
+        "method": "gradcam",
+        "layer": "features",
+        "peak_x": column,
+        "peak_y": row,
         "boxes": [list(box) for box in expected.boxes()],
+        "options": {"eigen_smooth": False, "aug_smooth": False, "common_scale": False, "size": None},
+        "error": None,
     }
     np.testing.assert_array_equal(read_image(out / overlay), expected.overlay())
     assert files(out) == {overlay, "explanations.jsonl"}
@@ -79,8 +106,8 @@ def test_predicted_class_by_default(model: Path, picture: Path, out: Path) -> No
 def test_top(model: Path, picture: Path, out: Path) -> None:
     assert run("explain", model, picture, "--top", "3", "-o", out).exit_code == 0
     expected = Explainer(model).explain_classes(picture, top=3)
-    (record,) = records(out)
-    assert [found["index"] for found in record["classes"]] == [one.index for one in expected]
+    assert [found["class"] for found in records(out)] == [one.index for one in expected]
+    assert [found["rank"] for found in records(out)] == [1, 2, 3]
     assert len(files(out)) == 4
 
 
@@ -98,14 +125,15 @@ def test_top(model: Path, picture: Path, out: Path) -> None:
 def test_classes(named: list[str], indices: list[int] | str, model: Path, picture: Path, out: Path) -> None:
     flags = [part for name in named for part in ("--class", name)]
     assert run("explain", model, picture, *flags, "-o", out).exit_code == 0
-    (record,) = records(out)
+    found = records(out)
     ranking = [one.index for one in Explainer(model).explain_classes(picture, top=4)]
     if indices == "ranking":
         indices = ranking
     if indices == "each once":
         indices = [ranking[0], *sorted(set(range(4)) - {ranking[0]})]
-    assert [found["index"] for found in record["classes"]] == indices
-    assert [found["label"] for found in record["classes"]] == [LABELS[index] for index in indices]
+    assert [row["class"] for row in found] == indices
+    assert [row["label"] for row in found] == [LABELS[index] for index in indices]
+    assert [row["rank"] for row in found] == [ranking.index(index) + 1 for index in indices]
 
 
 def test_one_forward_pass_for_all_classes(
@@ -115,7 +143,7 @@ def test_one_forward_pass_for_all_classes(
     infer = Network.explain
     monkeypatch.setattr(Network, "explain", lambda self, *args: runs.append(1) or infer(self, *args))
     assert run("explain", model, picture, "--top", "4", "-o", out).exit_code == 0
-    assert len(records(out)[0]["classes"]) == 4
+    assert len(records(out)) == 4
     assert len(runs) == 1
 
 
@@ -127,7 +155,7 @@ def test_method_and_colormap(method: str, colormap: Colormap, model: Path, pictu
     (record,) = records(out)
     assert record["method"] == method
     expected = Explainer(model).explain(picture, 0, method).overlay(colormap)
-    np.testing.assert_array_equal(read_image(out / record["classes"][0]["overlay"]), expected)
+    np.testing.assert_array_equal(read_image(out / record["overlay"]), expected)
 
 
 def test_choices_are_those_of_the_library() -> None:
@@ -138,18 +166,17 @@ def test_choices_are_those_of_the_library() -> None:
 
 
 def test_several_methods(model: Path, picture: Path, out: Path) -> None:
-    """The first method's classes come first, as they would alone; the record's other keys are the first's."""
+    """The first method's classes come first, as they would alone; the keys are the same."""
     methods = ["layercam", "gradcam", "rise"]
     flags = [part for method in (*methods, "gradcam") for part in ("--method", method)]
     result = run("explain", model, picture, "--top", "2", *flags, "-o", out)
     assert (result.exit_code, result.stderr) == (0, "")
-    (record,) = records(out)
-    assert (record["method"], record["layer"]) == ("layercam", "features")
     explainer = Explainer(model)
     expected = [one for method in methods for one in explainer.explain_classes(picture, top=2, method=method)]
     assert len(files(out)) == 7
-    for found, one in zip(record["classes"], expected, strict=True):
-        assert (found["method"], found["index"]) == (one.method, one.index)
+    for found, one in zip(records(out), expected, strict=True):
+        assert list(found) == KEYS
+        assert (found["method"], found["class"]) == (one.method, one.index)
         assert found["layer"] == ("image" if one.method == "rise" else "features")
         assert (
             found["overlay"] == f"{overlay_name(Path('picture'), one.index, one.label).stem}.{one.method}.png"
@@ -184,13 +211,13 @@ def test_layer_and_smoothing(
     model = tmp_path / "layers.onnx"
     model.write_bytes(tiny_explainer(manifest=two_layers(tiny_manifest())))
     assert run("explain", model, picture, "--top", "3", *flags, "-o", out).exit_code == 0
-    (record,) = records(out)
-    assert record["layer"] == options.get("layer", "early+late")
-    said = {key: value for key, value in record.items() if key.endswith(("smooth", "scale"))}
-    assert said == {key: value for key, value in options.items() if key != "layer"}
+    for found in records(out):
+        assert found["layer"] == options.get("layer", "early+late")
+        said = {key: value for key, value in found["options"].items() if value}
+        assert said == {key: value for key, value in options.items() if key != "layer"}
     expected = Explainer(model).explain_classes(picture, top=3, **options)
     plain = Explainer(model).explain_classes(picture, top=3)
-    for found, one in zip(record["classes"], expected, strict=True):
+    for found, one in zip(records(out), expected, strict=True):
         np.testing.assert_array_equal(read_image(out / found["overlay"]), one.overlay())
     assert any(not np.array_equal(a.heatmap, b.heatmap) for a, b in zip(expected, plain, strict=True))
 
@@ -210,30 +237,6 @@ def test_what_a_file_can_not_explain(
     assert not out.exists()
 
 
-@pytest.mark.parametrize(("method", "count"), [("gradcam", 1), ("rise", 1), ("scorecam", 1), ("scorecam", 2)])
-def test_progress_on_a_terminal(method: str, count: int, model: Path, tmp_path: Path, out: Path) -> None:
-    """Of one picture: how many predictions are done, where there are many. Of several: how many of them."""
-    pictures = [write_picture(tmp_path / f"{number}.png", number) for number in range(count)]
-    code = (
-        "import sys; from onnxplain.cli import main\n"
-        "sys.stderr.isatty = lambda: True\n"
-        "main(sys.argv[1:], prog_name='onnxplain')"
-    )
-    args = ["explain", model, *pictures, "--method", method, "-o", out]
-    command = [sys.executable, "-c", code, *map(str, args)]
-    said = subprocess.run(command, capture_output=True, check=True).stderr.decode()
-    counted = re.findall(r"\r\x1b\[K(\w+): (\d+) of (\d+) predictions", said)
-    if count == 2:
-        assert "Explaining" in said
-        assert not counted
-    elif method == "gradcam":
-        assert said == ""
-    else:
-        assert said.endswith("\r\x1b[K")
-        if method == "rise":
-            assert counted[:2] == [("rise", "16", "4000"), ("rise", "32", "4000")]
-
-
 def test_probability_none(tmp_path: Path, picture: Path, out: Path) -> None:
     model = onnx.load_from_string(tiny_explainer())
     manifest = json.loads(tiny_manifest().to_json()) | {"activation": "none", "labels": None}
@@ -241,10 +244,10 @@ def test_probability_none(tmp_path: Path, picture: Path, out: Path) -> None:
     onnx.save(model, tmp_path / "bare.onnx")
     result = run("explain", tmp_path / "bare.onnx", picture, "-o", out)
     assert result.exit_code == 0
-    (found,) = records(out)[0]["classes"]
+    (found,) = records(out)
     assert found["probability"] is None
     assert found["label"] is None
-    assert found["overlay"] == f"picture.{found['index']}.png"
+    assert found["overlay"] == f"picture.{found['class']}.png"
 
 
 def test_folder_with_one_bad_picture(model: Path, tmp_path: Path, out: Path) -> None:
@@ -259,12 +262,18 @@ def test_folder_with_one_bad_picture(model: Path, tmp_path: Path, out: Path) -> 
     result = run("explain", model, folder, "-o", out)
     assert_one_line_error(result, 1, str(folder / "aa.jpg"))
     sorted_names = ["a.png", "b.jpg", "deep/A.webp", "deep/er/a.png"]
-    assert [record["path"] for record in records(out)] == [str(folder / name) for name in sorted_names]
-    for record in records(out):
-        (found,) = record["classes"]
-        alone = Explainer(model).explain(record["path"])
-        assert found["index"] == alone.index
-        np.testing.assert_array_equal(read_image(out / found["overlay"]), alone.overlay())
+    found, (bad,) = records(out), [row for row in records(out) if row["error"]]
+    assert list(bad) == KEYS
+    assert bad["path"] == str(folder / "aa.jpg")
+    assert bad["error"] == f"{folder / 'aa.jpg'} is damaged, or is not a picture"
+    assert {key for key, value in bad.items() if value is not None} == {"path", "model", "options", "error"}
+    assert found.index(bad) == 1
+    found.remove(bad)
+    assert [row["path"] for row in found] == [str(folder / name) for name in sorted_names]
+    for row in found:
+        alone = Explainer(model).explain(row["path"])
+        assert row["class"] == alone.index
+        np.testing.assert_array_equal(read_image(out / row["overlay"]), alone.overlay())
     assert len(files(out)) == 5
     assert any(name.startswith("deep/er/a.") for name in files(out))
 
@@ -287,7 +296,7 @@ def test_pictures_of_the_same_name(model: Path, tmp_path: Path, out: Path) -> No
         write_picture(tmp_path / "two" / "cat-2.png", 5),
     ]
     assert run("explain", model, *paths, "--class", "0", "-o", out).exit_code == 0
-    overlays = [record["classes"][0]["overlay"] for record in records(out)]
+    overlays = [found["overlay"] for found in records(out)]
     assert overlays == [f"{name}.0-tabby-cat.png" for name in ("cat", "cat-2", "cat-3", "CAT-4", "cat-2-2")]
     for path, overlay in zip(paths, overlays, strict=True):
         expected = Explainer(model).explain(path, 0).overlay()
@@ -297,7 +306,7 @@ def test_pictures_of_the_same_name(model: Path, tmp_path: Path, out: Path) -> No
 def test_earlier_record_is_replaced(model: Path, picture: Path, out: Path) -> None:
     for index in ("0", "1"):
         assert run("explain", model, picture, "--class", index, "-o", out).exit_code == 0
-    assert [record["classes"][0]["index"] for record in records(out)] == [1]
+    assert [found["class"] for found in records(out)] == [1]
 
 
 def test_without_overlays_the_record_alone_is_written(model: Path, tmp_path: Path, out: Path) -> None:
@@ -311,12 +320,11 @@ def test_without_overlays_the_record_alone_is_written(model: Path, tmp_path: Pat
     assert files(out) == {"explanations.jsonl"}
     without = records(out)
     assert run("explain", model, folder, "--top", "2", "-o", out).exit_code == 1
-    for record in (whole := records(out)):
-        for found in record["classes"]:
-            assert found["overlay"] in files(out)
-            found["overlay"] = None
+    for found in (whole := records(out)):
+        assert (found["overlay"] in files(out)) == (found["error"] is None)
+        found["overlay"] = None
     assert without == whole
-    assert len(whole) == 11
+    assert len(whole) == 11 * 2 + 1
 
 
 def test_large_jpegs_without_overlays(model: Path, tmp_path: Path, out: Path) -> None:
@@ -326,11 +334,13 @@ def test_large_jpegs_without_overlays(model: Path, tmp_path: Path, out: Path) ->
     picture = tmp_path / "large.jpg"
     cv2.imwrite(str(picture), large)
     assert run("explain", model, picture, "--no-overlays", "-o", out).exit_code == 0
-    (found,) = records(out)[0]["classes"]
+    (found,) = records(out)
     expected = Explainer(model).explain(picture)
-    assert found["index"] == expected.index
+    assert found["class"] == expected.index
     assert found["logit"] == pytest.approx(expected.logit, abs=0.05)
     np.testing.assert_allclose(found["boxes"][0], expected.boxes()[0], atol=16)
+    row, column = np.unravel_index(expected.heatmap.argmax(), expected.heatmap.shape)
+    np.testing.assert_allclose((found["peak_x"], found["peak_y"]), (column, row), atol=16)
 
 
 def test_interruption_keeps_what_was_done(
@@ -491,7 +501,7 @@ def test_hostile_labels(tmp_path: Path, picture: Path, out: Path) -> None:
     assert "\x1b" not in result.output
     (overlay,) = files(out) - {"explanations.jsonl"}
     assert Path(overlay).parent == Path()
-    assert records(out)[0]["classes"][0]["label"] == label
+    assert records(out)[0]["label"] == label
 
 
 @pytest.mark.parametrize(

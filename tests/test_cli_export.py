@@ -149,6 +149,21 @@ def test_checkpoint(folder: Path) -> None:
     assert Explainer("small.onnx").explain(write_picture(folder / "p.png")).index == 2
 
 
+def test_what_is_read_is_not_replaced(folder: Path) -> None:
+    """Labels, preprocessing, a checkpoint, a program of torch.export."""
+    for option in ("--labels", "--preprocessing", "--checkpoint"):
+        (folder / "mine").write_text("a")
+        (folder / "link").symlink_to("mine")
+        for output in ("mine", "./mine", "link"):
+            result = run("export", SOURCE, option, "mine", "-o", output)
+            assert_one_line_error(result, 1, f"{Path(output)} is read here, and would be replaced")
+        assert (folder / "mine").read_text() == "a"
+        (folder / "link").unlink()
+    (folder / "net.pt2").write_bytes(b"a program")
+    assert_one_line_error(run("export", "net.pt2", "-o", "net.pt2"), 1, "such as net.explainer.pt2")
+    assert (folder / "net.pt2").read_bytes() == b"a program"
+
+
 def test_layers() -> None:
     result = run("layers", SOURCE, "--size", "32")
     assert (result.exit_code, result.stderr) == (0, "")

@@ -14,6 +14,7 @@ import pytest
 from cli_helpers import assert_one_line_error, run
 from onnxplain import Explainer, demo, demo_page
 from onnxplain.images import read_image
+from onnxplain.outputs import LIST
 from onnxplain_models import METHODS, NETWORKS, samples
 
 SHIPPED = (
@@ -79,7 +80,7 @@ def page(folder: Path) -> Page:
 
 def test_files(folder: Path) -> None:
     names = [sample.name for sample in samples()]
-    expected = {"index.html", *(f"{network}.onnx" for network in NETWORKS)}
+    expected = {LIST, "index.html", *(f"{network}.onnx" for network in NETWORKS)}
     expected |= {f"scenes/{name}.png" for name in names}
     expected |= {f"overlays/{name}-{network}.png" for name in names for network in NETWORKS}
     assert {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()} == expected

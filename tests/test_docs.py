@@ -16,6 +16,7 @@ import skimage.data
 import torchvision
 from PIL import Image
 
+from cli_helpers import run
 from onnxplain import Explainer, Layer, Manifest, Preprocessing
 from onnxplain.image_methods import IMAGE_METHODS
 from onnxplain.manifest import METADATA_KEY
@@ -138,6 +139,19 @@ def test_the_readmes_second_step(folder: Path, capsys: pytest.CaptureFixture[str
     exec(explain, {})  # the document's own code
     assert "Box" in capsys.readouterr().out
     assert (folder / "why.png").stat().st_size > 0
+
+
+def test_the_record_has_the_documented_keys(folder: Path) -> None:
+    table = (ROOT / "docs" / "explain.md").read_text(encoding="utf-8")
+    keys = [
+        key
+        for row in re.findall(r"^\| (`.*?) \| ", table, flags=re.MULTILINE)
+        for key in re.findall("`(\\w+)`", row)
+    ]
+    (folder / "bad.png").write_text("no picture")
+    run("explain", "vgg_mlp.onnx", "scene.png", "bad.png", "-o", "why")
+    rows = [json.loads(line) for line in (folder / "why" / "explanations.jsonl").open(encoding="utf-8")]
+    assert [list(row) for row in rows] == [keys] * 2
 
 
 def test_links_lead_somewhere() -> None:

@@ -26,6 +26,7 @@ from graphs import Array
 from onnxplain import (
     LayerError,
     OnnxplainError,
+    OutputError,
     SourceError,
     UnsupportedOperatorError,
     VerificationError,
@@ -33,6 +34,7 @@ from onnxplain import (
 from onnxplain.manifest import METADATA_KEY, Preprocessing
 from onnxplain_export import export, files, list_layers, verify
 from onnxplain_export.rules import RULES
+from test_onnx_source import keras_like
 
 EXAMPLE = torch.zeros(1, 3, 12, 12)
 IMAGES = torch.from_numpy(np.random.default_rng(5).standard_normal((3, 3, 12, 12)).astype(np.float32))
@@ -753,3 +755,37 @@ def test_stale_weights_are_removed(monkeypatch, tmp_path):
         export(Small(), EXAMPLE, path)
     export(Small(), EXAMPLE, path)
     assert [file.name for file in tmp_path.iterdir()] == ["model.onnx"]
+
+
+def test_weights_beside_that_are_anothers_stay(tmp_path):
+    """Whatever the file in this place was: another exporter gives a model's weights that name too."""
+    data = tmp_path / "model.onnx.data"
+    data.write_bytes(b"not ours")
+    for earlier in (None, b"not a model", keras_like(tmp_path / "keras.onnx").read_bytes()):
+        path = tmp_path / "model.onnx"
+        path.unlink(missing_ok=True)
+        if earlier is not None:
+            path.write_bytes(earlier)
+        report = export(Small(), EXAMPLE, path)
+        assert report.size == path.stat().st_size
+        assert data.read_bytes() == b"not ours"
+
+
+def test_an_explainer_that_does_not_refer_to_the_weights_beside_it(tmp_path):
+    export(Small(), EXAMPLE, tmp_path / "model.onnx")
+    (tmp_path / "model.onnx.data").write_bytes(b"not ours")
+    export(Small(), EXAMPLE, tmp_path / "model.onnx")
+    assert (tmp_path / "model.onnx.data").read_bytes() == b"not ours"
+
+
+def test_large_weights_replace_no_others(monkeypatch, tmp_path):
+    monkeypatch.setattr(files, "EXTERNAL_DATA_THRESHOLD", 1000)
+    data = tmp_path / "model.onnx.data"
+    data.write_bytes(b"not ours")
+    with pytest.raises(OutputError, match=r"model\.onnx\.data.*another model's; name another file"):
+        export(Small(), EXAMPLE, tmp_path / "model.onnx")
+    assert {file.name: file.read_bytes() for file in tmp_path.iterdir()} == {data.name: b"not ours"}
+    data.unlink()
+    for _ in range(2):  # its own are replaced
+        export(Small(), EXAMPLE, tmp_path / "model.onnx")
+    assert run(tmp_path / "model.onnx")

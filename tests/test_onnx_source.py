@@ -17,7 +17,7 @@ from onnx import NodeProto, TensorProto, helper, numpy_helper
 
 from cli_helpers import assert_one_line_error, run, write_picture
 from onnxplain import Explainer, Preprocessing
-from onnxplain.errors import LayerError, SourceError, UnsupportedOperatorError
+from onnxplain.errors import LayerError, OutputError, SourceError, UnsupportedOperatorError
 from onnxplain_export import OnnxModel, export, list_layers, verify
 from onnxplain_export.rules import RULES
 
@@ -284,6 +284,56 @@ def test_external_data(tmp_path: Path) -> None:
     image = images(2)
     first, second = (explained(tmp_path / name, image, [1]) for name in ("out.onnx", "other.onnx"))
     assert np.array_equal(first["gradients"], second["gradients"])
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*")}
+
+
+def names_of(source: Path) -> list[Path]:
+    """Other paths that lead to a file: through folders, links, and the file system that ignores case."""
+    link, hard = source.with_name("link.onnx"), source.with_name("hard.onnx")
+    link.symlink_to(source)
+    os.link(source, hard)
+    other_case = source.with_name(source.name.swapcase())
+    return [
+        source,
+        source.parent / ".." / source.parent.name / source.name,
+        link,
+        hard,
+        *([other_case] if other_case.exists() else []),
+    ]
+
+
+def test_the_source_is_not_replaced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = keras_like(tmp_path / "own.onnx")
+    outputs = names_of(source)
+    before = contents(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    for output in [*outputs, Path("own.onnx")]:
+        for given in (source, OnnxModel(source)):
+            with pytest.raises(OutputError, match=r"would be replaced; .*\.explainer\.onnx"):
+                export(given, None, output)
+        result = run("export", source, "-o", output)
+        assert_one_line_error(result, 1, "is read here", f"such as {output.with_suffix('')}.explainer.onnx")
+    assert contents(tmp_path) == before
+    (tmp_path / "own.explainer.onnx").write_bytes(b"mine")
+    assert_one_line_error(run("export", source, "-o", source), 1, "own.explainer-2.onnx")
+
+
+def test_the_sources_weights_are_not_replaced(tmp_path: Path) -> None:
+    """torch's exporter calls them NAME.onnx.data, and the file may have been renamed since."""
+    source = tmp_path / "net.onnx"
+    external = {"save_as_external_data": True, "location": "model.onnx.data", "size_threshold": 0}
+    onnx.save(onnx.load(keras_like(tmp_path / "inside.onnx")), source, **external)
+    before = contents(tmp_path)
+    for name in ("model.onnx", "model.onnx.data"):
+        with pytest.raises(OutputError, match=r"model\.onnx\.data"):
+            export(source, None, tmp_path / name)
+        assert_one_line_error(run("export", source, "-o", tmp_path / name), 1, "model.onnx.data")
+    assert contents(tmp_path) == before
+    assert run("export", source, "-o", tmp_path / "other.onnx").exit_code == 0
+    assert contents(tmp_path) == {**before, "other.onnx": (tmp_path / "other.onnx").read_bytes()}
 
 
 @pytest.mark.parametrize("location", ["../weights", "/etc/hostname", "missing"])

@@ -20,8 +20,9 @@ from cli_helpers import assert_one_line_error, run, write_explainer, write_pictu
 from onnxplain import Explainer, extras, report
 from onnxplain.cli import _report
 from onnxplain.images import read_image
+from onnxplain.outputs import LIST, OutputFolder
 from onnxplain.overlay import overlay
-from onnxplain.report_images import Kept, coloured_heat, remove_leftovers, thumbnail
+from onnxplain.report_images import coloured_heat, kept, thumbnail
 
 EVIL = "</script><img src=x onerror=alert(1)>\"'&{{ 7*7 }}"
 
@@ -317,15 +318,19 @@ def test_what_an_earlier_report_left_is_removed(
     assert run("explain", model, folder, "--report", "-o", out).exit_code == 0
     assert [path.name for path in (out / "report-files").iterdir()] == ["mine.txt"]
     (out / "report-files" / "mine.txt").unlink()
-    remove_leftovers(out / "report-files", set())
+    with monkeypatch.context() as patch:
+        patch.setattr(_report, "EMBEDDED_PICTURES", 1)
+        assert run("explain", model, folder, "--report", "-o", out).exit_code == 0
+    assert run("explain", model, folder, "--report", "-o", out).exit_code == 0
     assert not (out / "report-files").exists()
 
 
 def test_an_image_is_kept_once(tmp_path: Path) -> None:
-    keep = Kept(tmp_path / "files")
-    assert keep(b"one") == keep(b"one") != keep(b"two")
+    folder = OutputFolder(tmp_path, "explain")
+    names = [kept(image, folder, "files") for image in (b"one", b"one", b"two")]
+    assert names[0] == names[1] != names[2]
     assert len(list((tmp_path / "files").iterdir())) == 2
-    assert (tmp_path / keep(b"one")).read_bytes() == b"one"
+    assert (tmp_path / names[0]).read_bytes() == b"one"
 
 
 def test_an_interruption_leaves_a_report_of_what_was_done(
@@ -363,7 +368,7 @@ def test_without_overlays(extra: list[str], model: Path, tmp_path: Path, out: Pa
     flags = ["--no-overlays", "--method", "gradcam", "--method", "layercam", *extra]
     assert run("explain", model, tmp_path / "large.jpg", *flags, "-o", out).exit_code == 0
     names = {path.name for path in out.iterdir()}
-    assert names == {"explanations.jsonl", *(["report.html"] if extra else [])}
+    assert names == {LIST, "explanations.jsonl", *(["report.html"] if extra else [])}
     if extra:
         page = page_of(out)
         photo = page.all("img", "photo")[0]

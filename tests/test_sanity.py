@@ -96,11 +96,13 @@ def test_another_network_is_refused(network):
 def test_command(network):
     torch.save(network.state_dict(), "weights.pth")
     source = ("--sanity", "source_of_sanity:network", "--checkpoint", "weights.pth")
-    result = run("evaluate", "m.onnx", "photos", "--methods", "gradcam", "cam", "--metrics", "drop", *source)
+    result = run(
+        "evaluate", "m.onnx", "photos", "--method", "gradcam", "--method", "cam", "--metric", "drop", *source
+    )
     assert_one_line_error(result, 1, "cam")  # the head isn't one
-    result = run("evaluate", "m.onnx", "photos", "--methods", "gradcam", "--metrics", "drop", *source)
+    result = run("evaluate", "m.onnx", "photos", "--method", "gradcam", "--metric", "drop", *source)
     assert result.exit_code == 0, result.output
-    assert "RANK CORRELATION, LAYERS RANDOMISED  1 OF 4  2 OF 4  4 OF 4" in result.stdout
+    assert "BY LAYERS RANDOMISED\nMETHOD   1 OF 4  2 OF 4  4 OF 4" in result.stdout
     with Path("evaluation/sanity.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
     assert [(row["method"], row["layers_randomised"], row["layers"]) for row in rows] == [
@@ -120,6 +122,6 @@ def test_command(network):
     ],
 )
 def test_one_line_errors(arguments, code, words, network):
-    result = run("evaluate", "m.onnx", "photos", "--metrics", "drop", *arguments)
+    result = run("evaluate", "m.onnx", "photos", "--metric", "drop", *arguments)
     assert_one_line_error(result, code, words)
     assert not Path("evaluation").exists()

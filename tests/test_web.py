@@ -190,6 +190,21 @@ def test_a_folder_with_other_files_is_left_alone(model: Path, ort_web: Path, par
     assert contents(parent / "page") == {name: b"mine"}
 
 
+def test_a_folder_with_what_is_read_is_left_alone(model: Path, ort_web: Path, parent: Path) -> None:
+    """The model, or onnxruntime-web, even where all that the folder holds is an earlier page's."""
+    page = parent / "page"
+    assert run("web", model, "-o", page, "--ort-web", ort_web).exit_code == 0
+    (parent / "link.onnx").symlink_to(page / "explainer.onnx")
+    before = contents(parent)
+    for read in (page / "explainer.onnx", parent / "link.onnx"):
+        result = run("web", read, "-o", page, "--ort-web", ort_web)
+        assert_one_line_error(result, 1, f"{read} is in {page}, where the outputs go")
+    result = run("web", model, "-o", page, "--ort-web", page / "ort")
+    assert_one_line_error(result, 1, f"{page / 'ort'} is in {page}, where the outputs go")
+    assert_one_line_error(run("web", model, "-o", model.parent, "--ort-web", ort_web), 1, model.name)
+    assert contents(parent) == before
+
+
 @pytest.mark.parametrize("options", [{"pixels": False}, {"heatmap": None}], ids=["no pixels", "no heatmap"])
 def test_a_model_that_needs_other_programs(
     options: dict[str, Any], ort_web: Path, parent: Path, tmp_path: Path

@@ -27,7 +27,7 @@ from onnxplain_export.evidence import (
     stated_size,
     warn_of_guess,
 )
-from onnxplain_export.files import check_destination, moved_into_place, save, size_of
+from onnxplain_export.files import check_destination, check_not_source, moved_into_place, save, size_of
 from onnxplain_export.front_end import FrontEnd
 from onnxplain_export.graph import is_quantised, skip_identities
 from onnxplain_export.half_precision import halve, largest_numbers
@@ -122,7 +122,7 @@ def export(
         A batch of one image or more, of the size that the explainer is to take. For an `.onnx` file None: its
         size is the file's own, or that of the preprocessing where the file leaves it open.
     path
-        Where the explainer goes.
+        Where the explainer goes; an earlier file there is replaced, unless it is one of the source's.
     layer
         Name of the target module, or of a node or tensor of an `.onnx` file; several of them, or None to pick
         the last one with spatial extent.
@@ -175,12 +175,15 @@ def export(
         An operator between layer and logits has no gradient rule.
     MethodError
         There is no such method for the heatmap, or it isn't defined for the layer.
+    OutputError
+        The explainer would replace a file of the source, or its weights another model's.
     VerificationError
         The explainer's logits, gradients or maps are wrong by more than rounding; no file is left.
     """
     destination = Path(path)
     check_destination(destination)
     front = _front_end(model, example_input, preprocessing)
+    check_not_source(destination, front.files)
     if activation not in (None, *get_args(Activation)):
         raise SourceError(
             f"there is no activation {activation!r}; choose one of {', '.join(get_args(Activation))}"
@@ -237,7 +240,7 @@ def export(
         pixels=pixels,
     )
     probe = Probe.draw(preprocessing, num_classes, any_size=dynamic_size)
-    with moved_into_place(destination) as draft:
+    with moved_into_place(destination, traced.model) as draft:
         save(traced.model, draft)
         with explainer_inside(draft, traced.model, manifest) as (file, inside):
             checked = differentiated_layers(inside, manifest)
@@ -271,6 +274,7 @@ def export(
         manifest = replace(manifest, verification=verification.summary())
         set_manifest(traced.model, manifest)
         save(traced.model, draft)
+        size = size_of(draft)
     warn_of_guess(preprocessing, evidence, stacklevel=2)
     nodes = sum(1 for _ in traced.model.graph)
     return ExportReport(
@@ -281,7 +285,7 @@ def export(
         any_size=dynamic_size,
         nodes=nodes,
         nodes_added=nodes - len(network),
-        size=size_of(destination),
+        size=size,
         taken=stated_by(evidence, statement) | ({"labels": own_labels.source} if own_labels else {}),
     )
 

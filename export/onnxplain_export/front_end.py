@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Protocol
 
 from onnxplain.manifest import Activation, Layer
@@ -32,6 +33,10 @@ class FrontEnd(Protocol):
     @property
     def packages(self) -> tuple[str, ...]:
         """The packages whose versions the manifest records."""
+
+    @property
+    def files(self) -> Sequence[Path]:
+        """The files that it is read from, as far as it knows: none of them may be replaced."""
 
     @property
     def channels(self) -> int:

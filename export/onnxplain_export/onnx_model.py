@@ -131,6 +131,12 @@ class OnnxModel:
             raise SourceError(f"{self.name!r} takes no pictures: {error}") from None
 
     @property
+    def files(self) -> list[Path]:
+        """The file, and those of its external data."""
+        path = self._file.path
+        return [path, *(path.parent / name for name in self._file.data)]
+
+    @property
     def num_classes(self) -> int:
         """How many logits there are."""
         return num_classes(self._values[self._prepared.logits])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import cached_property
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -49,6 +50,8 @@ class TorchModel:
     kind = "torch"
     reference = "PyTorch"
     packages = ("torch", "onnx")
+    #: A module doesn't say where it was read from.
+    files: Sequence[Path] = ()
     #: Whether a module ends in a softmax is read off its graph.
     activation = None
 

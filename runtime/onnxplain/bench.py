@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
-from multiprocessing import get_context
+from multiprocessing import active_children, get_context
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -147,6 +147,10 @@ def in_own_process(function: Callable[..., Result], *arguments: Any) -> tuple[Re
             return pool.submit(_recorded, function, *arguments).result()
         except MemoryError:
             raise ModelError("there is not enough memory for this; try a smaller --batch") from None
+        except KeyboardInterrupt:  # a signal may reach this process alone
+            for child in active_children():
+                child.terminate()
+            raise
         except BrokenProcessPool:  # a system short of memory ends processes, and a library may crash
             raise ModelError(
                 "the process that ran the model ended suddenly; if memory ran out, try a smaller --batch"

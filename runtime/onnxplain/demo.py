@@ -9,7 +9,7 @@ from __future__ import annotations
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -20,9 +20,10 @@ from onnxplain.errors import OnnxplainError
 from onnxplain.explainer import Explainer
 from onnxplain.explanation import Explanation
 from onnxplain.extras import missing_packages
-from onnxplain.files import write_atomically
+from onnxplain.files import remove_leftovers, write_atomically
 from onnxplain.images import read_image
 from onnxplain.opencv import cv2
+from onnxplain.outputs import OutputFolder
 from onnxplain.overlay import overlay
 from onnxplain_models import METHODS, NETWORKS, Sample, explainer_file, samples
 
@@ -54,7 +55,7 @@ def run_demo(output: Path, progress: Callable[[str], None]) -> list[demo_page.Sc
     Parameters
     ----------
     output
-        The folder; it is made, and files of an earlier demo are replaced.
+        The folder: a new one, an empty one, or that of an earlier demo, whose files are replaced.
     progress
         Called with a few words as each step begins.
 
@@ -67,25 +68,28 @@ def run_demo(output: Path, progress: Callable[[str], None]) -> list[demo_page.Sc
     ------
     OnnxplainError
         The export failed, or a file that ships with the package is damaged.
+    OutputError
+        The folder has other files.
     OSError
         The folder can't be written to.
     """
-    for folder in (output / "scenes", output / "overlays"):
-        folder.mkdir(parents=True, exist_ok=True)
+    folder = OutputFolder(output, "demo")
+    folder.keep(folder.earlier_files)
+    files = {name: folder.add(f"{name}.onnx") for name in NETWORKS}
     missing = missing_packages("export")
     if missing:
         progress("taking the three explainers that ship with onnxplain")
-        for name in NETWORKS:
-            write_atomically(output / f"{name}.onnx", explainer_file(name).read_bytes())
+        for name, file in files.items():
+            write_atomically(file, explainer_file(name).read_bytes())
     else:
         progress("exporting the three networks, with PyTorch in a process of its own")
-        _export(output)
+        _export(output, files.values())
 
     scenes = samples()
     for scene in scenes:
-        write_atomically(output / "scenes" / f"{scene.name}.png", scene.picture.read_bytes())
+        write_atomically(folder.add(f"scenes/{scene.name}.png"), scene.picture.read_bytes())
     progress(f"explaining {len(scenes)} scenes with onnxruntime")
-    explainers = {name: Explainer(output / f"{name}.onnx", device="cpu") for name in NETWORKS}
+    explainers = {name: Explainer(file, device="cpu") for name, file in files.items()}
     start = time.perf_counter()
     explanations = [
         {
@@ -96,7 +100,7 @@ def run_demo(output: Path, progress: Callable[[str], None]) -> list[demo_page.Sc
     ]
     seconds = time.perf_counter() - start
 
-    shown = [_show(scene, found, output) for scene, found in zip(scenes, explanations, strict=True)]
+    shown = [_show(scene, found, folder) for scene, found in zip(scenes, explanations, strict=True)]
     page = demo_page.render(
         networks=_PRESENTED,
         scenes=shown,
@@ -106,25 +110,30 @@ def run_demo(output: Path, progress: Callable[[str], None]) -> list[demo_page.Sc
         torch=_on_torch(exported=not missing),
         made=_on_explainers(missing),
     )
-    write_atomically(output / "index.html", page.encode())
+    write_atomically(folder.add("index.html"), page.encode())
     return shown
 
 
-def _export(output: Path) -> None:
+def _export(output: Path, files: Iterable[Path]) -> None:
     """Export the networks in a process of its own, so that this one holds no torch."""
     command = [sys.executable, "-m", "onnxplain_models.export_all", "--output", str(output)]
-    finished = subprocess.run(command, capture_output=True, text=True, check=False)
+    try:
+        finished = subprocess.run(command, capture_output=True, text=True, check=False)
+    except KeyboardInterrupt:  # the other process was killed then
+        for file in files:
+            remove_leftovers(file)
+        raise
     if finished.returncode != 0:
         last_line = (finished.stderr.strip() or "no reason given").splitlines()[-1]
         raise OnnxplainError(f"the export failed ({last_line}); see it whole with: {' '.join(command)}")
 
 
-def _show(scene: Sample, explanations: dict[str, Explanation], output: Path) -> demo_page.Scene:
+def _show(scene: Sample, explanations: dict[str, Explanation], folder: OutputFolder) -> demo_page.Scene:
     """Write a scene's overlays; return what the page shows of it."""
     answers = []
     for name, explanation in explanations.items():
         picture = _png(explanation.overlay())
-        write_atomically(output / "overlays" / f"{scene.name}-{name}.png", picture)
+        write_atomically(folder.add(f"overlays/{scene.name}-{name}.png"), picture)
         answers.append(
             demo_page.Answer(
                 network=name,

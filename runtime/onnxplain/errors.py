@@ -15,6 +15,10 @@ class ImageError(OnnxplainError):
     """A picture can't be found, decoded or used."""
 
 
+class OutputError(OnnxplainError):
+    """What is to be written would replace or mix with something else than an earlier output."""
+
+
 class BoxesError(OnnxplainError):
     """A file of boxes can't be read, or doesn't fit the pictures."""
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from threading import Event
 from typing import Any
@@ -144,7 +145,12 @@ class Evaluator:
         for label in {one.label for case in cases for one in case.annotations}:
             self._resolve(label)
 
-    def run(self, cases: Sequence[Case], known: Journal) -> Iterator[Outcome]:
+    def run(
+        self,
+        cases: Sequence[Case],
+        known: Journal,
+        progress: Callable[[int, float], None] = lambda number, fraction: None,
+    ) -> Iterator[Outcome]:
         """Measure pictures, one a core at a time; yield each as it is done.
 
         Parameters
@@ -153,11 +159,15 @@ class Evaluator:
             The pictures.
         known
             What was measured before: it isn't again.
+        progress
+            Called, by several threads, with the number of a case and how much of it is measured, about.
         """
         stopped = Event()
         pool = ThreadPoolExecutor(cores(), thread_name_prefix="onnxplain")
+        costs: dict[str, int] = {}
         calls = [
-            pool.submit(self._measure, number, case, known, stopped) for number, case in enumerate(cases)
+            pool.submit(self._measure, number, case, known, _Watch(stopped, partial(progress, number), costs))
+            for number, case in enumerate(cases)
         ]
         try:
             for call in as_completed(calls):
@@ -166,7 +176,7 @@ class Evaluator:
             stopped.set()
             pool.shutdown(cancel_futures=True)
 
-    def _measure(self, number: int, case: Case, known: Journal, stopped: Event) -> Outcome:
+    def _measure(self, number: int, case: Case, known: Journal, watch: _Watch) -> Outcome:
         key = ""
         try:
             data = read_file(case.path)
@@ -178,7 +188,7 @@ class Evaluator:
             ]
             is_known = bool(before) and not any(self._missing(one.scores, metrics) for one in before)
             classes = (
-                before if is_known else self._measure_picture(data, digest, case, metrics, before, stopped)
+                before if is_known else self._measure_picture(data, digest, case, metrics, before, watch)
             )
             planned = tuple(self._planned(one, metrics) for one in classes)
             return Outcome(number, key, planned, is_new=not is_known)
@@ -211,21 +221,26 @@ class Evaluator:
         case: Case,
         metrics: Sequence[str],
         before: Sequence[Measured],
-        stopped: Event,
+        watch: _Watch,
     ) -> list[Measured]:
         """Return the measurements of each class: those from before, and what they lack."""
         image = decode_image(data, str(case.path))
         # Of the picture's own bytes: neither its name nor its turn change its noise.
         seed = [self._plan.seed, int(digest[:16], 16)]
         scores = {one.index: one.scores for one in before}
+        classes = self._classes(case, image)
+        lacks = {first.index: self._missing(scores.get(first.index, {}), metrics) for first, _ in classes}
+        watch.expect([(method, names) for lack in lacks.values() for method, names in lack.items()])
         return [
-            self._measure_class(image, first, regions, metrics, scores.get(first.index, {}), seed, stopped)
-            for first, regions in self._classes(case, image)
+            self._measure_class(
+                image, first, regions, lacks[first.index], scores.get(first.index, {}), seed, watch
+            )
+            for first, regions in classes
         ]
 
     def _classes(
         self, case: Case, image: NDArray[np.uint8]
-    ) -> Iterable[tuple[Explanation, Sequence[Region]]]:
+    ) -> Collection[tuple[Explanation, Sequence[Region]]]:
         """Return an explanation of each class, and its boxes: two targets may name the same class."""
         found: dict[int, tuple[Explanation, list[Region]]] = {}
         for target, regions in self._targets(case, image.shape).items():
@@ -252,20 +267,16 @@ class Evaluator:
         image: NDArray[np.uint8],
         first: Explanation,
         regions: Sequence[Region],
-        metrics: Sequence[str],
+        lacks: Mapping[str, Sequence[str]],
         before: Scores,
         seed: list[int],
-        stopped: Event,
+        watch: _Watch,
     ) -> Measured:
-        """Return the measurements of a class, of which there is an explanation."""
+        """Return the measurements of a class, of which there is an explanation; some methods lack some."""
         tensor = self._network.prepare(Picture(image, image.shape[:2]))[0]
 
-        def go_on(*_progress: int) -> None:
-            if stopped.is_set():
-                raise KeyboardInterrupt
-
         def predict(images: NDArray[np.float32]) -> NDArray[Any]:
-            go_on()
+            watch.count(len(images))
             return self._network.scores(images)[:, first.index]
 
         def explain(method: str) -> Explanation:
@@ -275,15 +286,70 @@ class Evaluator:
                 return replace(first, method=CONTROL, cams=noise)
             if method == first.method:
                 return replace(first)  # the heatmap goes with the copy
-            return self._explainer.explain(image, first.index, method, self._plan.layer, progress=go_on)
+            layer = self._plan.layer
+            return self._explainer.explain(image, first.index, method, layer, progress=watch.explain)
 
         found = dict(before)
         # One by one: what an explanation holds of a large picture is large too.
-        for method, names in self._missing(found, metrics).items():
-            go_on()
+        for method, names in lacks.items():
+            watch.begin(method)
             new = measure(explain(method), tensor, predict, regions, names, seed)
             found[method] = {**found.get(method, {}), **new}
         return Measured(first.index, first.label, found)
+
+
+class _Watch:
+    """Looks after a picture's measurements: it ends them where they are stopped, and says how far they are.
+
+    Parameters
+    ----------
+    stopped
+        Set where they are to end.
+    progress
+        Called with how much of them is done, about.
+    costs
+        Predictions that a method's map takes, of methods that take many: learnt from its first.
+    """
+
+    def __init__(self, stopped: Event, progress: Callable[[float], None], costs: dict[str, int]) -> None:
+        self._stopped, self._progress, self._costs = stopped, progress, costs
+        self._expected: Sequence[tuple[str, Sequence[str]]] = ()
+        self._method = ""
+        self._done = self._explained = 0
+
+    def expect(self, maps: Sequence[tuple[str, Sequence[str]]]) -> None:
+        """Say which maps will be made, by their methods, and what is measured of each."""
+        self._expected = maps
+
+    def begin(self, method: str) -> None:
+        """Say that a map is begun."""
+        self._method, self._explained = method, 0
+        self.count(0)
+
+    def explain(self, done: int, total: int) -> None:
+        """Say how many predictions are made of those that a map takes."""
+        self._costs[self._method] = total
+        if done < self._explained:  # Score-CAM at another layer
+            self._explained = 0
+        self.count(done - self._explained)
+        self._explained = done
+
+    def count(self, predictions: int) -> None:
+        """Say that so many predictions are made.
+
+        Raises
+        ------
+        KeyboardInterrupt
+            They aren't to be.
+        """
+        if self._stopped.is_set():
+            raise KeyboardInterrupt
+        self._done += predictions
+        expected = sum(
+            self._costs.get(method, 0) + sum(METRICS[name].predictions for name in names)
+            for method, names in self._expected
+        )
+        self._progress(self._done / max(expected, 1))
 
 
 def measure(
@@ -364,7 +430,7 @@ class Summary:
     def verdict(self) -> str:
         """Whether the method is better than noise: where the difference's interval leaves 0 out."""
         if self.difference is None:
-            return "the control"
+            return "control"
         low, high = self.difference.low, self.difference.high
         if low is None or high is None or low <= 0 <= high:
             return "no telling"

@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from onnxplain.evaluation import Case, Journal, Measured, Outcome, Summary
-from onnxplain.files import write_atomically
+from onnxplain.files import append_line, write_atomically
 from onnxplain.metrics import CONTROL, METRICS
+from onnxplain.outputs import OutputFolder
 
 JOURNAL, TABLE, PLOT = "evaluation.jsonl", "evaluation.csv", "evaluation.png"
 
@@ -40,16 +41,14 @@ def read_journal(folder: Path) -> Journal:
     return {key: tuple(classes.values()) for key, classes in known.items()}
 
 
-def append_to_journal(folder: Path, case: Case, outcome: Outcome) -> None:
+def append_to_journal(folder: OutputFolder, case: Case, outcome: Outcome) -> None:
     """Write down what the plan asks of a picture, what was known of it before too."""
     classes = [{"index": one.index, "label": one.label, "scores": one.scores} for one in outcome.classes]
-    line = json.dumps({"picture": str(case.path), "key": outcome.key, "classes": classes}, allow_nan=False)
-    with (folder / JOURNAL).open("ab") as journal:
-        # The last line may have been cut off: this one must not go on where it ended.
-        journal.write(f"{'' if _ends_with_a_line(folder / JOURNAL) else chr(10)}{line}\n".encode())
+    line = {"picture": str(case.path), "key": outcome.key, "classes": classes}
+    append_line(folder.add(JOURNAL), json.dumps(line, allow_nan=False))
 
 
-def write_table(folder: Path, cases: Sequence[Case], outcomes: Sequence[Outcome]) -> None:
+def write_table(folder: OutputFolder, cases: Sequence[Case], outcomes: Sequence[Outcome]) -> None:
     """Write a row for each picture, class, method and metric."""
     text = io.StringIO(newline="")
     rows = csv.writer(text, lineterminator="\n")
@@ -59,10 +58,10 @@ def write_table(folder: Path, cases: Sequence[Case], outcomes: Sequence[Outcome]
             start = [str(cases[outcome.number].path), one.index, one.label or ""]
             for method, values in one.scores.items():
                 rows.writerows([*start, method, metric, repr(value)] for metric, value in values.items())
-    write_atomically(folder / TABLE, text.getvalue().encode("utf-8", "backslashreplace"))
+    write_atomically(folder.add(TABLE), text.getvalue().encode("utf-8", "backslashreplace"))
 
 
-def write_plot(folder: Path, summaries: Sequence[Summary]) -> None:
+def write_plot(folder: OutputFolder, summaries: Sequence[Summary]) -> None:
     """Draw a panel for each metric: a method's mean and interval a line, the control's across all."""
     from matplotlib.figure import Figure
 
@@ -92,7 +91,7 @@ def write_plot(folder: Path, summaries: Sequence[Summary]) -> None:
         panel.grid(axis="x", alpha=0.3)
     picture = io.BytesIO()
     figure.savefig(picture, format="png", dpi=150)
-    write_atomically(folder / PLOT, picture.getvalue())
+    write_atomically(folder.add(PLOT), picture.getvalue())
 
 
 def _interval(row: Summary) -> tuple[float, float]:
@@ -134,11 +133,3 @@ def _merged(before: Measured, after: Measured) -> Measured:
         for method in {**before.scores, **after.scores}
     }
     return replace(after, scores=scores)
-
-
-def _ends_with_a_line(path: Path) -> bool:
-    with path.open("rb") as file:
-        if file.seek(0, 2) == 0:
-            return True
-        file.seek(-1, 2)
-        return file.read(1) == b"\n"

@@ -339,6 +339,7 @@ class Explainer:
                     picture=picture,
                     view=view,
                     augmented=tuple(tuple(map_[row, column] for map_ in theirs) for theirs in augmented),
+                    rank=_rank(logits[row], index),
                 )
                 for column, index in enumerate(explained[row])
             ]
@@ -454,6 +455,12 @@ def _rivals(
     # The others first, the most likely of them first.
     order = np.argsort(is_itself, axis=-1, kind="stable")[..., :-1]
     return gradients[np.arange(len(gradients))[:, None, None], order]
+
+
+def _rank(logits: NDArray[np.float32], index: int) -> int:
+    """Return a class's place by its logit, from 1; of equals the first in order is ahead, as in the file."""
+    ahead = (logits > logits[index]).sum() + (logits[:index] == logits[index]).sum()
+    return int(ahead) + 1
 
 
 def _check_top(top: int, num_classes: int | None) -> None:

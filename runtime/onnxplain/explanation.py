@@ -64,6 +64,8 @@ class Explanation:
         What counts as 1 in the heatmap, for each layer; None for the largest cell of each map.
     augmented
         With augmentation smoothing, the maps of the picture mirrored, brighter and darker, as they lie on it.
+    rank
+        The class's place among all classes by their logits, from 1, the likeliest; None where it isn't known.
     """
 
     index: int
@@ -77,6 +79,7 @@ class Explanation:
     view: View = field(repr=False)
     peaks: tuple[float, ...] | None = field(default=None, repr=False)
     augmented: tuple[tuple[NDArray[np.floating[Any]], ...], ...] = field(default=(), repr=False)
+    rank: int | None = None
 
     @property
     def image(self) -> NDArray[np.uint8]:
@@ -147,15 +150,33 @@ class Explanation:
             Fraction of the hottest pixel's heat; the CAM paper's 20 % by default.
         """
         height, width = self.picture.size
-        step = -(-max(height, width) // _BOX_GRID)
-        if step == 1:
-            return find_boxes(self.heatmap, threshold)
-        view = View(*(side / step for side in astuple(self.view)))
-        grid = self._heat((-(-height // step), -(-width // step)), view)
+        step, heat = self._on_grid
         return [
             Box(x0 * step, y0 * step, min(x1 * step, width), min(y1 * step, height))
-            for x0, y0, x1, y1 in find_boxes(grid, threshold)
+            for x0, y0, x1, y1 in find_boxes(heat, threshold)
         ]
+
+    def peak(self) -> tuple[int, int] | None:
+        """Return the hottest pixel of the picture, (x, y), as fine as `boxes`; None where nothing is hot."""
+        height, width = self.picture.size
+        step, heat = self._on_grid
+        row, column = np.unravel_index(int(heat.argmax()), heat.shape)
+        if heat[row, column] <= 0:
+            return None
+        return (
+            min(int(column) * step + step // 2, width - 1),
+            min(int(row) * step + step // 2, height - 1),
+        )
+
+    @cached_property
+    def _on_grid(self) -> tuple[int, NDArray[np.float32]]:
+        """How many pixels of the picture's sides a cell takes, and the heat of the cells."""
+        height, width = self.picture.size
+        step = -(-max(height, width) // _BOX_GRID)
+        if step == 1:
+            return 1, self.heatmap
+        view = View(*(side / step for side in astuple(self.view)))
+        return step, self._heat((-(-height // step), -(-width // step)), view)
 
     def figure(self, colormap: Colormap = "inferno", alpha: float = 0.8) -> Figure:
         """Return a figure: the picture, the heatmap with a colour bar, the overlay with its largest box.

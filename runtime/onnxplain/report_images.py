@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import base64
 import hashlib
-import re
-from collections.abc import Set
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,6 +13,7 @@ from onnxplain.explanation import Explanation
 from onnxplain.files import write_atomically
 from onnxplain.images import Picture
 from onnxplain.opencv import cv2
+from onnxplain.outputs import OutputFolder
 from onnxplain.overlay import Colormap, colours_of
 
 LONGEST = 320
@@ -27,7 +25,6 @@ _QUALITY = 80
 _LOSSLESS = (
     101  # alpha is lossless at any quality: with colours of so few kinds, all of it is faster and smaller
 )
-_NAME = re.compile(r"[0-9a-f]{32}\.webp")
 
 
 def thumbnail(picture: Picture) -> bytes:
@@ -60,34 +57,16 @@ def embedded(image: bytes) -> str:
     return f"data:image/webp;base64,{base64.b64encode(image).decode('ascii')}"
 
 
-class Kept:
-    """Keeps images as files in a folder, each named after its content: threads may share one.
+def kept(image: bytes, folder: OutputFolder, name: str) -> str:
+    """Keep an image as a file in a folder of an output folder, named after its content.
 
-    A file of an earlier report is never written over with another picture, so that report stays whole until
-    its page is replaced.
+    Return its path from the output folder, where the page lies.
     """
-
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
-
-    def __call__(self, image: bytes) -> str:
-        """Write an image; return its path from the page, which lies beside the folder."""
-        name = f"{hashlib.sha256(image).hexdigest()[:32]}.webp"
-        if not (self._folder / name).exists():
-            self._folder.mkdir(parents=True, exist_ok=True)
-            write_atomically(self._folder / name, image)
-        return f"{self._folder.name}/{name}"
-
-
-def remove_leftovers(folder: Path, used: Set[str]) -> None:
-    """Remove the images that earlier reports left in a folder, all but those used; it too if empty."""
-    if not folder.is_dir():
-        return
-    for path in folder.iterdir():
-        if _NAME.fullmatch(path.name) and path.name not in used:
-            path.unlink(missing_ok=True)
-    if not any(folder.iterdir()):
-        folder.rmdir()
+    path = f"{name}/{hashlib.sha256(image).hexdigest()[:32]}.webp"
+    file = folder.add(path)
+    if not file.exists():
+        write_atomically(file, image)
+    return path
 
 
 def _small(size: tuple[int, int], longest: float = LONGEST) -> tuple[int, int]:

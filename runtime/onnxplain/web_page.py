@@ -19,8 +19,9 @@ from typing import Any
 
 import numpy as np
 
-from onnxplain.errors import ModelError, OnnxplainError
+from onnxplain.errors import ModelError, OnnxplainError, OutputError
 from onnxplain.files import folder_moved_into_place
+from onnxplain.outputs import check_outside
 from onnxplain.overlay import colours_of
 from onnxplain.session import create_session, model_name, read_manifest
 
@@ -62,11 +63,14 @@ def write_page(
     ------
     ModelError
         The model is no such explainer, or is more than one file.
+    OutputError
+        The output folder holds other files, or what is read.
     OnnxplainError
-        The output folder holds other files or can't be replaced, or onnxruntime-web isn't to be had.
+        The output folder can't be replaced, or onnxruntime-web isn't to be had.
     OSError
         The folder can't be written to.
     """
+    check_outside(output, [model, ort_web])
     about = _about(model)
     _check_free(output)
     with folder_moved_into_place(output) as folder, TemporaryDirectory() as fetched:
@@ -124,7 +128,7 @@ def _check_free(output: Path) -> None:
     held = {path.relative_to(output).as_posix() for path in output.rglob("*") if not path.is_dir()}
     foreign = sorted(held - _ALL_FILES) or (sorted(held) if _ABOUT not in held else [])
     if foreign:
-        raise OnnxplainError(f"{output} holds other files ({foreign[0]}); name a folder for the page alone")
+        raise OutputError(f"{output} holds other files ({foreign[0]}); name a folder for the page alone")
 
 
 def _source(name: str) -> str:

@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from threading import Event
 from typing import TYPE_CHECKING, Any
 
-import click
-
-from onnxplain.cli._pictures import Picture, overlay_name
-from onnxplain.cli._text import CLEAR_LINE
+from onnxplain.cli._pictures import Picture, overlay_name, stamp
 
 if TYPE_CHECKING:
     from onnxplain import Explainer, Explanation
     from onnxplain.boxes import Box
+    from onnxplain.cli._progress import Part
     from onnxplain.images import Image
+    from onnxplain.outputs import OutputFolder
     from onnxplain.overlay import Colormap
 
 
@@ -25,16 +23,25 @@ if TYPE_CHECKING:
 class Asked:
     """What is asked of each picture: which classes, by which methods, and how it is drawn."""
 
+    model: Path
     methods: Sequence[str]
     targets: Sequence[int | str] | None
     top: int | None
     options: dict[str, Any]
     """More that `Explainer.explain_classes` takes."""
+    size: tuple[int, int] | None
+    """What pictures are brought to; None for the file's own."""
     colormap: Colormap
-    overlays: Path | None
-    """The folder that they go to; without one there are none."""
+    folder: OutputFolder
+    overlays: bool
+    """Whether they are written."""
     thumbnails: Callable[[bytes], str] | None = None
     """Stores a small picture for the report, and returns where it is."""
+
+    @property
+    def options_on_record(self) -> dict[str, Any]:
+        """What was asked beyond classes and methods; a row names the layer itself."""
+        return {**{name: value for name, value in self.options.items() if name != "layer"}, "size": self.size}
 
     def check(self, explainer: Explainer) -> None:
         """Check, before anything is written, that the file can be explained so.
@@ -53,14 +60,17 @@ class Asked:
 class Finding:
     """What is kept of an explanation: its picture and its maps are large, and let go."""
 
+    rank: int | None
     index: int
     label: str | None
     logit: float
     probability: float | None
     method: str
     layer: str
+    peak: tuple[int, int] | None
     boxes: list[Box]
-    overlay: Path | None
+    overlay: str | None
+    """Its path from the output folder, with `/` between the parts."""
     heat: str | None
 
     @property
@@ -79,33 +89,41 @@ class Finding:
 class Explained:
     """A picture that is done: its height and width, its thumbnail, and its findings, method by method."""
 
-    path: Path
+    picture: Picture
+    stamp: tuple[int, int]
+    """Of its file."""
     size: tuple[int, int] = (0, 0)
     thumbnail: str | None = None
     findings: list[Finding] = field(default_factory=list)
 
 
 def explain_picture(
-    explainer: Explainer, asked: Asked, picture: Picture, *, progress: bool, stopped: Event
+    explainer: Explainer, asked: Asked, picture: Picture, part: Part, stopped: Event
 ) -> Explained:
     """Explain a picture's classes by each method, and write its overlays.
 
     Of two explanations of a class, one is left out: two targets may be the same class. A method's maps are
     let go before those of the next are made.
 
-    Methods of many predictions show their `progress`, and end where it is `stopped`.
+    Methods of many predictions say how far they are, and end where it is `stopped`.
     """
-    done = Explained(picture.path)
+    done = Explained(picture, stamp(picture.path))
     image: Image = picture.path
     targets, top = asked.targets, asked.top
-    for method in asked.methods:
+    for number, method in enumerate(asked.methods):
+
+        def step(done: int, total: int, number: int = number) -> None:
+            if stopped.is_set():
+                raise KeyboardInterrupt
+            part.reach((number + done / total) / len(asked.methods))
+
         found = explainer.explain_classes(
             image,
             targets,
             top=top,
             method=method,
             reduced=not asked.overlays,
-            progress=_progress_of(method, progress, stopped),
+            progress=step,
             **asked.options,
         )
         found = list({one.index: one for one in found}.values())
@@ -127,34 +145,25 @@ def _keep(one: Explanation, picture: Picture, asked: Asked) -> Finding:
     from onnxplain.report_images import coloured_heat
 
     return Finding(
+        one.rank,
         one.index,
         one.label,
         one.logit,
         one.probability,
         one.method,
         one.layer,
+        one.peak(),
         one.boxes(),
-        _save(one, picture, asked, asked.overlays) if asked.overlays else None,
+        _save(one, picture, asked) if asked.overlays else None,
         asked.thumbnails(coloured_heat(one, asked.colormap)) if asked.thumbnails else None,
     )
 
 
-def _save(one: Explanation, picture: Picture, asked: Asked, folder: Path) -> Path:
-    """Write an overlay; return its path relative to its folder. Among several methods, its own is named."""
+def _save(one: Explanation, picture: Picture, asked: Asked) -> str:
+    """Write an overlay; return its path from the folder. Among several methods, its own is named."""
     overlay = overlay_name(picture.stem, one.index, one.label)
     if len(asked.methods) > 1:
         overlay = overlay.with_name(f"{overlay.stem}.{one.method}.png")
-    (folder / overlay).parent.mkdir(parents=True, exist_ok=True)
-    one.save(folder / overlay, asked.colormap)
-    return overlay
-
-
-def _progress_of(method: str, shown: bool, stopped: Event) -> Callable[[int, int], None]:
-    def step(done: int, total: int) -> None:
-        if stopped.is_set():
-            raise KeyboardInterrupt
-        if shown:
-            line = f"{CLEAR_LINE}{method}: {done} of {total} predictions" if done < total else CLEAR_LINE
-            click.echo(line, file=sys.stderr, nl=False)
-
-    return step
+    name = overlay.as_posix()
+    one.save(asked.folder.add(name), asked.colormap)
+    return name

@@ -14,7 +14,8 @@ from typing import Any, NoReturn
 
 import click
 
-from onnxplain.cli._text import printable
+from onnxplain.cli._signals import closing_line, exit_code, interruption_behind, signals_raised
+from onnxplain.cli._text import CLEAR_LINE, printable
 from onnxplain.errors import OnnxplainError
 
 FAILURE, WRONG_CALL, INTERRUPTED = 1, 2, 130
@@ -61,6 +62,18 @@ class OneLineErrors(click.Group):
             ctx.fail(f"No such command {name!r}.{hint}")
         return super().resolve_command(ctx, args)
 
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run the command; where it is interrupted, end with a line and the exit code that say so."""
+        try:
+            with signals_raised():
+                return super().invoke(ctx)
+        except BaseException as error:
+            interruption = interruption_behind(error)
+            if interruption is None:
+                raise
+            click.echo(f"{_own_line()}{closing_line(interruption)}", err=True)
+            ctx.exit(exit_code(interruption))
+
     def main(self, args: Sequence[str] | None = None, *extra: Any, **settings: Any) -> NoReturn:
         """Run the command line `args` (default: the process's own) and exit."""
         given = sys.argv[1:] if args is None else args
@@ -91,7 +104,7 @@ def _report(error: Exception, *, debug: bool) -> int:
     if debug:
         traceback.print_exception(error)
     line, code = _describe(error)
-    click.echo(f"Error: {printable(line)}", err=True)
+    click.echo(f"{_own_line()}Error: {printable(line)}", err=True)
     return code
 
 
@@ -116,7 +129,12 @@ def _sentence(text: str) -> str:
 
 
 def _one_line_warning(message: Warning | str, *place: object, **more: object) -> str:
-    return f"Warning: {printable(str(message))}\n"
+    return f"{_own_line()}Warning: {printable(str(message))}\n"
+
+
+def _own_line() -> str:
+    """Return what a line on stderr begins with, so that no progress stands in it."""
+    return CLEAR_LINE * sys.stderr.isatty()
 
 
 def _print_anything(*streams: Any) -> None:

@@ -8,7 +8,12 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import click
+
+from onnxplain.cli._text import printable
 from onnxplain.errors import ImageError
+from onnxplain.files import is_same_file
+from onnxplain.outputs import written_by
 
 EXTENSIONS = frozenset({".avif", ".bmp", ".gif", ".jp2", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"})
 
@@ -21,22 +26,34 @@ class Picture:
     stem: Path
 
 
+def stamp(path: Path) -> tuple[int, int]:
+    """Return a file's size and the time of its last change, in ns: another file in its place has others."""
+    try:
+        found = path.stat()
+    except (OSError, ValueError):
+        return 0, 0
+    return found.st_size, found.st_mtime_ns
+
+
 def find_pictures(paths: Sequence[Path], output: Path) -> list[Picture]:
     """Return the pictures that `paths` name.
 
     A file is taken whatever its extension. A folder is searched with the folders in it, in sorted order, for
-    files with one of `EXTENSIONS`; hidden files are left out, and so is the folder `output`, which may lie in
-    it. No two pictures have the same stem, on file systems that ignore case too.
+    files with one of `EXTENSIONS`; hidden files are left out. So are folders with our outputs, which is said,
+    but of `output`, where those of this call go. No two pictures have the same stem, on file systems that
+    ignore case too.
 
     Raises
     ------
     ImageError
-        A folder has no pictures.
+        A folder has no pictures, or our outputs.
     """
     taken: set[str] = set()
     pictures = []
     for path in paths:
-        found = list(_search(path, output.resolve())) if path.is_dir() else [(path, Path(path.name))]
+        if author := written_by(path):
+            raise ImageError(f"{path} has the outputs of `onnxplain {author}`, and no pictures to explain")
+        found = list(_search(path, output)) if path.is_dir() else [(path, Path(path.name))]
         if not found:
             raise ImageError(f"no pictures in {path}: it has no files with {', '.join(sorted(EXTENSIONS))}")
         pictures += [Picture(file, _free(_stem(name), taken)) for file, name in found]
@@ -53,9 +70,12 @@ def overlay_name(stem: Path, index: int, label: str | None) -> Path:
 def _search(folder: Path, output: Path) -> Iterator[tuple[Path, Path]]:
     for root, folders, names in os.walk(folder):
         here = Path(root)
-        folders[:] = sorted(
-            name for name in folders if not name.startswith(".") and (here / name).resolve() != output
-        )
+        if author := written_by(here):
+            if not is_same_file(here, output):
+                click.echo(f"Left out: {printable(str(here))}, the outputs of `onnxplain {author}`", err=True)
+            folders.clear()
+            continue
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
         for name in sorted(names):
             if Path(name).suffix.lower() in EXTENSIONS and not name.startswith("."):
                 yield here / name, (here / name).relative_to(folder)

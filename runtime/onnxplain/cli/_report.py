@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import quote
 
@@ -13,37 +12,34 @@ from onnxplain.cli._text import printable
 
 if TYPE_CHECKING:
     from onnxplain import report
+    from onnxplain.outputs import OutputFolder
 
 PAGE, IMAGES = "report.html", "report-files"
 EMBEDDED_PICTURES, EMBEDDED_MAPS = 100, 500
 """With more pictures, or maps of them, the images lie beside the page."""
 
 
-def image_store(output: Path, pictures: int, maps: int) -> Callable[[bytes], str]:
+def image_store(folder: OutputFolder, pictures: int, maps: int) -> Callable[[bytes], str]:
     """Return what stores the images of a report, in the page or beside it.
 
     Parameters
     ----------
-    output
+    folder
         The folder of the page.
     pictures, maps
         How many pictures there are, and how many maps each of them will have.
     """
-    from onnxplain.report_images import Kept, embedded
+    from onnxplain.report_images import embedded, kept
 
     few = pictures <= EMBEDDED_PICTURES and pictures * maps <= EMBEDDED_MAPS
-    return embedded if few else Kept(output / IMAGES)
+    return embedded if few else lambda image: kept(image, folder, IMAGES)
 
 
-def write_report(
-    output: Path, model: Path, done: Sequence[Explained], asked: Asked, problems: Sequence[str], total: int
-) -> None:
-    """Write the page, then remove what an earlier one had beside it.
+def write_report(done: Sequence[Explained], asked: Asked, problems: Sequence[str], total: int) -> None:
+    """Write the page.
 
     Parameters
     ----------
-    output
-        The folder of the page.
     done
         The pictures that were explained; of `total`, if nothing came between.
     problems
@@ -51,7 +47,7 @@ def write_report(
     """
     from onnxplain import report
     from onnxplain.files import write_atomically
-    from onnxplain.report_images import embedded, ramp, remove_leftovers
+    from onnxplain.report_images import embedded, ramp
 
     missing = total - len(done) - len(problems)
     problems = [
@@ -61,7 +57,7 @@ def write_report(
     layers = dict.fromkeys(one.layer for one in done[0].findings)
     page = report.render(
         report.Report(
-            model=printable(model.name),
+            model=printable(asked.model.name),
             methods=asked.methods,
             pictures=[_picture(one, asked) for one in done],
             facts=[
@@ -75,9 +71,7 @@ def write_report(
             predicted=asked.targets is None,
         )
     )
-    write_atomically(output / PAGE, page.encode("utf-8", "replace"))
-    used = {one.thumbnail for one in done} | {found.heat for one in done for found in one.findings}
-    remove_leftovers(output / IMAGES, {Path(url).name for url in used if url and url.startswith(IMAGES)})
+    write_atomically(asked.folder.add(PAGE), page.encode("utf-8", "replace"))
 
 
 def _picture(done: Explained, asked: Asked) -> report.Picture:
@@ -89,7 +83,7 @@ def _picture(done: Explained, asked: Asked) -> report.Picture:
     answers = [_answer(found) for found in by_class.values()]
     height, width = done.size
     return report.Picture(
-        printable(str(done.path)),
+        printable(str(done.picture.path)),
         width,
         height,
         done.thumbnail or "",
@@ -107,9 +101,7 @@ def _answer(found: Sequence[Finding]) -> report.Answer:
         first.logit,
         first.probability,
         [
-            report.Map(
-                one.heat or "", one.boxes, quote(os.fsencode(one.overlay.as_posix())) if one.overlay else None
-            )
+            report.Map(one.heat or "", one.boxes, quote(os.fsencode(one.overlay)) if one.overlay else None)
             for one in found
         ],
     )

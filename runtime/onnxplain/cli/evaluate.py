@@ -1,4 +1,4 @@
-"""`onnxplain evaluate MODEL.onnx PATH... --methods M...`: which method to trust on a model."""
+"""`onnxplain evaluate MODEL.onnx PATH... --method M`: which method to trust on a model."""
 
 from __future__ import annotations
 
@@ -12,10 +12,12 @@ import click
 from onnxplain.cli._device import device_option
 from onnxplain.cli._methods import METHOD_NAMES
 from onnxplain.cli._pictures import find_pictures
+from onnxplain.cli._progress import Progress
 from onnxplain.cli._text import CLEAR_LINE, printable, table
 from onnxplain.errors import BoxesError
 from onnxplain.extras import require
 from onnxplain.metrics import CONTROL, METRICS
+from onnxplain.outputs import OutputFolder, check_outside
 
 if TYPE_CHECKING:
     from torch import nn
@@ -24,50 +26,59 @@ if TYPE_CHECKING:
     from onnxplain.evaluation import Case, Estimate, Evaluator, Outcome, Plan, Summary
     from onnxplain.session import Device
 
-_LISTS = ("--methods", "--metrics")
 _METHODS = ("gradcam", "gradcam++", "hirescam", "layercam", "eigencam")
+_CHOICES = (*METHOD_NAMES, CONTROL)
+_OLD = {"--methods": ("--method", _CHOICES), "--metrics": ("--metric", tuple(METRICS))}
+"""Options that took several values, `--methods A B C`, and what they know by name."""
 
 
-class _Lists(click.Command):
-    """A command whose options of several values take them as `--methods A B C` too."""
+class _WithOldLists(click.Command):
+    """A command that takes old spellings still, and says so: only names that they know are theirs."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        spread: list[str] = []
-        option = None
-        for number, arg in enumerate(args):
+        found: list[str] = []
+        old: dict[str, str] = {}
+        rest = list(args)
+        while rest:
+            arg = rest.pop(0)
             if arg == "--":
-                spread += args[number:]
+                found += [arg, *rest]
                 break
-            if arg.startswith("-"):
-                option = arg.partition("=")[0]
-                option = option if option in _LISTS else None
-                if option == arg and number + 1 < len(args) and not args[number + 1].startswith("-"):
-                    continue  # it comes again with each of its values
-            elif option:
-                spread.append(option)
-            spread.append(arg)
-        return super().parse_args(ctx, spread)
+            name, _, value = arg.partition("=")
+            if name not in _OLD:
+                found.append(arg)
+                continue
+            old[name], known = _OLD[name]
+            values = [value] if value else rest[:1]
+            del rest[: 0 if value else 1]
+            while rest and rest[0] in known:
+                values.append(rest.pop(0))
+            found += [part for one in values for part in (old[name], one)] or [old[name]]
+        for name, new in old.items():
+            click.echo(f"Warning: {name} A B will go with the next release; write {new} A {new} B.", err=True)
+        return super().parse_args(ctx, found)
 
 
-@click.command("evaluate", cls=_Lists, short_help="Measure which method to trust on a model.")
+@click.command("evaluate", cls=_WithOldLists, short_help="Measure which method to trust on a model.")
 @click.argument("model", type=click.Path(path_type=Path))
 @click.argument("paths", metavar="PATH...", nargs=-1, required=True, type=click.Path(path_type=Path))
 @click.option(
-    "--methods",
+    "--method",
+    "methods",
     multiple=True,
-    type=click.Choice([*METHOD_NAMES, CONTROL]),
-    metavar="M...",
-    show_default=" ".join(_METHODS),
-    help="The methods, after the pictures: --methods gradcam layercam. Maps of noise, the control, are "
-    "always measured too.",
+    type=click.Choice(_CHOICES),
+    metavar="M",
+    show_default=", ".join(_METHODS),
+    help="How maps are made, as in `explain`. Repeatable. Maps of noise, the control, are measured too.",
 )
 @click.option(
-    "--metrics",
+    "--metric",
+    "metrics",
     multiple=True,
     type=click.Choice(list(METRICS)),
-    metavar="M...",
+    metavar="M",
     show_default="all, those of boxes where there are boxes",
-    help=f"Of {', '.join(METRICS)}.",
+    help=f"How maps are measured: {', '.join(METRICS)}. Repeatable.",
 )
 @click.option(
     "--boxes",
@@ -132,6 +143,9 @@ def command(
     metrics = _metrics(metrics, boxes)
     if checkpoint and not sanity:
         raise click.UsageError("--checkpoint goes with --sanity.", click.get_current_context())
+    folder = OutputFolder(output, "evaluate")
+    folder.keep(folder.earlier_files)
+    check_outside(output, [model, *paths, boxes, checkpoint, Path(sanity) if sanity else None])
     require("evaluate")
     network = _network(sanity, checkpoint) if sanity else None
     from onnxplain import Explainer
@@ -146,17 +160,16 @@ def command(
     explainer = Explainer(model, device=device, threads=1 if len(cases) > 1 else None)
     evaluator = Evaluator(explainer, read_file(model), plan)
     evaluator.check_classes(cases)
-    output.mkdir(parents=True, exist_ok=True)
-    outcomes = _run(evaluator, cases, output)
+    outcomes = _run(evaluator, cases, folder)
     summaries = summarise(outcomes, plan)
     if summaries:
-        write_table(output, cases, outcomes)
-        write_plot(output, summaries)
+        write_table(folder, cases, outcomes)
+        write_plot(folder, summaries)
         click.echo(_report(summaries))
-        written = [printable(str(output / name)) for name in (TABLE, PLOT)]
-        click.echo(f"\nPicture by picture: {written[0]}; as a plot: {written[1]}")
+        click.echo(f"\nPicture by picture: {printable(str(output / TABLE))}")
+        click.echo(f"As a plot: {printable(str(output / PLOT))}")
         if network:
-            click.echo(f"\n{_check_sanity(explainer, network, cases, outcomes, plan, output)}")
+            click.echo(f"\n{_check_sanity(explainer, network, cases, outcomes, plan, folder)}")
     elif outcomes:
         raise BoxesError("none of the pictures with boxes could be measured")
     if len(outcomes) < len(cases):
@@ -182,23 +195,35 @@ def _cases(paths: Sequence[Path], output: Path, boxes: Path | None) -> list[Case
     return [Case(path, tuple(found.get(number, ()))) for number, path in enumerate(pictures)]
 
 
-def _run(evaluator: Evaluator, cases: Sequence[Case], output: Path) -> list[Outcome]:
+def _run(evaluator: Evaluator, cases: Sequence[Case], folder: OutputFolder) -> list[Outcome]:
     """Measure what hasn't been; return the pictures that could be measured, in order."""
     from onnxplain.evaluation_files import append_to_journal, read_journal
 
-    known = read_journal(output)
-    outcomes = []
-    is_shown = sys.stderr.isatty()
-    with click.progressbar(
-        evaluator.run(cases, known), len(cases), "Evaluating", file=sys.stderr, hidden=not is_shown
-    ) as bar:
-        for outcome in bar:
-            if outcome.error is not None:
-                click.echo(f"{CLEAR_LINE * is_shown}Error: {printable(outcome.error)}", err=True)
-                continue
-            if outcome.is_new:
-                append_to_journal(output, cases[outcome.number], outcome)
-            outcomes.append(outcome)
+    outcomes: list[Outcome] = []
+    with Progress("Evaluating", len(cases)) as progress:
+        parts = [progress.part() for _ in cases]
+
+        def reach(number: int, fraction: float) -> None:
+            parts[number].reach(fraction)
+
+        try:
+            for outcome in evaluator.run(cases, read_journal(folder.path), reach):
+                part = parts[outcome.number]
+                if outcome.error is not None:
+                    progress.say_error(outcome.error)
+                    part.drop()
+                    continue
+                if outcome.is_new:
+                    append_to_journal(folder, cases[outcome.number], outcome)
+                    part.finish()
+                else:
+                    part.drop()
+                outcomes.append(outcome)
+        except KeyboardInterrupt as error:
+            error.add_note(f"{len(outcomes)} of {len(cases)} pictures are measured; the same call goes on.")
+            raise
+    if before := sum(not outcome.is_new for outcome in outcomes):
+        click.echo(f"{before} of {len(cases)} pictures were measured before.", err=True)
     return sorted(outcomes, key=lambda outcome: outcome.number)
 
 
@@ -221,10 +246,10 @@ def _check_sanity(
     cases: Sequence[Case],
     outcomes: Sequence[Outcome],
     plan: Plan,
-    output: Path,
+    folder: OutputFolder,
 ) -> str:
     """Compare maps with those of randomised networks; return the table, a column for each stage."""
-    from onnxplain_export.sanity import check_sanity, write_similarities
+    from onnxplain_export.sanity import TABLE, check_sanity, write_similarities
 
     def say(step: str) -> None:
         if sys.stderr.isatty():
@@ -233,30 +258,43 @@ def _check_sanity(
     pictures = [cases[outcome.number].path for outcome in outcomes]
     found = check_sanity(explainer, network, pictures, plan.methods, plan.layer, plan.seed, say)
     say("")
-    write_similarities(output, found)
+    folder.add(TABLE)
+    write_similarities(folder.path, found)
     stages = list(dict.fromkeys((one.layers, one.of) for one in found))
     rows = [
         [method, *(f"{one.ranks:.2f}" for one in found if one.method == method)] for method in plan.methods
     ]
-    headers = ["RANK CORRELATION, LAYERS RANDOMISED", *(f"{count} OF {total}" for count, total in stages)]
-    return table(headers, rows, right=range(1, len(headers)))
+    headers = ["METHOD", *(f"{count} OF {total}" for count, total in stages)]
+    shown = table(headers, rows, right=range(1, len(headers)), texts=[0])
+    return f"RANK CORRELATION WITH THE ORIGINAL'S MAPS, BY LAYERS RANDOMISED\n{shown}"
 
 
 def _report(summaries: Sequence[Summary]) -> str:
-    """Return a table for each metric, the best method first."""
-    tables = []
+    """Return a table for each metric, the best method first, and what the columns are."""
+    parts = []
     for metric in dict.fromkeys(one.metric for one in summaries):
         rows = [one for one in summaries if one.metric == metric]
         about = METRICS[metric]
-        title = f"{about.title.upper()} ({'MORE' if about.more_is_better else 'LESS'} IS BETTER)"
-        headers = [title, "MEAN", "95 %", "MINUS RANDOM", "95 %", f"{rows[0].pictures} PICTURES"]
-        cells = [[row.method, *_estimate(row.value), *_estimate(row.difference), row.verdict] for row in rows]
-        tables.append(table(headers, cells, right=[1, 3]))
-    return "\n\n".join(tables)
+        better = "MORE" if about.more_is_better else "LESS"
+        parts.append(
+            f"{about.title.upper()} ({better} IS BETTER), {rows[0].pictures} PICTURES\n"
+            + table(
+                ["METHOD", "MEAN", "LOW", "HIGH", "DIFF", "LOW", "HIGH", ""],
+                [
+                    [row.method, *_estimate(row.value), *_estimate(row.difference), row.verdict]
+                    for row in rows
+                ],
+                right=range(1, 7),
+                texts=[0],
+            )
+        )
+    parts.append("DIFF is MEAN less random's, picture by picture; LOW to HIGH are 95 % intervals.")
+    return "\n\n".join(parts)
 
 
 def _estimate(estimate: Estimate | None) -> list[str]:
     if estimate is None:
-        return ["", ""]
-    interval = "-" if estimate.low is None else f"{estimate.low:.3f} to {estimate.high:.3f}"
-    return [f"{estimate.mean:.3f}", interval]
+        return [""] * 3
+    return [
+        "-" if value is None else f"{value:.3f}" for value in (estimate.mean, estimate.low, estimate.high)
+    ]

@@ -4,29 +4,25 @@ from __future__ import annotations
 
 import os
 import re
-import sys
-from contextlib import closing, nullcontext
-from functools import partial
 from pathlib import Path
-from threading import Event
 from typing import TYPE_CHECKING
 
 import click
 
 from onnxplain.cli._device import device_option
-from onnxplain.cli._explained import Asked, Explained, explain_picture
+from onnxplain.cli._explained import Asked, Explained
 from onnxplain.cli._methods import METHOD_NAMES, ONE_RUN
 from onnxplain.cli._pictures import find_pictures
-from onnxplain.cli._record import RECORD, record, summary
-from onnxplain.cli._report import PAGE, image_store, write_report
+from onnxplain.cli._record import RECORD, summary
+from onnxplain.cli._report import PAGE, image_store
 from onnxplain.cli._size import read_size
-from onnxplain.cli._text import CLEAR_LINE, printable
-from onnxplain.errors import ImageError
+from onnxplain.cli._text import printable
 from onnxplain.extras import require
-from onnxplain.files import write_atomically
+from onnxplain.outputs import OutputFolder, check_outside
 
 if TYPE_CHECKING:
     from onnxplain import Explainer
+    from onnxplain.cli._run import Run
     from onnxplain.overlay import Colormap
     from onnxplain.session import Device
 
@@ -74,7 +70,13 @@ if TYPE_CHECKING:
     type=click.Path(file_okay=False, path_type=Path),
     default="explanations",
     show_default=True,
-    help="Folder for the overlays and the record.",
+    help="Folder for the overlays and the record; what an earlier call wrote there is replaced.",
+)
+@click.option(
+    "--resume",
+    is_flag=True,
+    help="Go on with what an earlier call of the same options wrote there: pictures that are done aren't "
+    "explained again.",
 )
 @click.option(
     "--size",
@@ -114,6 +116,7 @@ def command(
     aug_smooth: bool,
     common_scale: bool,
     output: Path,
+    resume: bool,
     size: tuple[int, int] | None,
     device: Device,
     colormap: Colormap,
@@ -123,11 +126,13 @@ def command(
     """Explain what the explainer MODEL answers to the pictures at each PATH.
 
     A PATH is a picture, or a folder, which is searched with the folders in it for files with a picture's
-    extension. A picture that can't be read is reported and left out; the exit code is then 1.
+    extension; folders with outputs of onnxplain are left out. A picture that can't be read is reported; the
+    exit code is then 1.
 
     Into the output folder go an overlay for each picture and class, PICTURE.INDEX-LABEL.png, in folders as
-    the pictures were, and explanations.jsonl, one JSON object for each picture. With several methods an
-    overlay is PICTURE.INDEX-LABEL.METHOD.png.
+    the pictures were, and explanations.jsonl, one JSON object for each picture, class and method. With
+    several methods an overlay is PICTURE.INDEX-LABEL.METHOD.png. A folder with files that onnxplain didn't
+    write is refused.
 
     Several pictures are explained at once, one a core.
     """
@@ -135,18 +140,22 @@ def command(
         raise click.UsageError("--top and --class don't go together.", click.get_current_context())
     if report:
         require("report")
+    folder = OutputFolder(output, "explain")
+    check_outside(output, [model, *paths])
     pictures = find_pictures(paths, output)
     # Runs of one thread each, side by side, explain more pictures than runs of all cores, one by one.
     # One run of the network isn't worth threads that wait for the next, spinning.
     is_one_run = len(pictures) == 1 and not aug_smooth and set(method) <= set(ONE_RUN)
     threads = 1 if len(pictures) > 1 else None
     explainer = _load(model, device, size, threads, spin=not is_one_run)
-    from onnxplain.pipeline import in_order
+    from onnxplain.cli._resume import check_settings, done_before, settings_of
+    from onnxplain.cli._run import Run
 
     targets = [_target(text) for text in classes] or None
     methods = tuple(dict.fromkeys(method))
     maps = len(methods) * len(targets or range(top or 1))
     asked = Asked(
+        model,
         methods,
         targets,
         None if targets else top or 1,
@@ -156,48 +165,45 @@ def command(
             "aug_smooth": aug_smooth,
             "common_scale": common_scale,
         },
+        size,
         colormap,
-        output if overlays else None,
-        image_store(output, len(pictures), maps) if report else None,
+        folder,
+        overlays,
+        image_store(folder, len(pictures), maps) if report else None,
     )
     asked.check(explainer)
-    on_terminal, several = sys.stderr.isatty(), len(pictures) > 1
-    done: list[Explained] = []
-    records: list[str] = []
-    problems: list[str] = []
-    stopped = Event()
-    explain = partial(
-        explain_picture, explainer, asked, progress=on_terminal and not several, stopped=stopped
-    )
+    folder.settings = settings_of(explainer, asked)
+    before: list[Explained] = []
+    if resume:
+        check_settings(folder)
+        before = done_before(folder, pictures, asked)
+    run = Run(asked, pictures, before, report=report, is_short=is_one_run)
     try:
-        with (
-            closing(in_order(explain, pictures, stopped)) as calls,
-            click.progressbar(calls, len(pictures), "Explaining", file=sys.stderr)
-            if on_terminal and several
-            else nullcontext(calls) as bar,  # click imports what draws bars when it makes one
-        ):
-            for call in bar:
-                try:
-                    one = call.result()
-                except ImageError as error:
-                    problems.append(str(error))
-                    click.echo(f"{CLEAR_LINE * on_terminal}Error: {printable(problems[-1])}", err=True)
-                    continue
-                records.append(record(model, one, asked))
-                done.append(one)
-    finally:  # what was done before an interruption is on record too
-        if done:
-            output.mkdir(parents=True, exist_ok=True)
-            write_atomically(output / RECORD, "".join(f"{line}\n" for line in records).encode())
-            if report:
-                write_report(output, model, done, asked, problems, len(pictures))
-    if done:
-        click.echo(summary(done, asked))
-        click.echo(f"\nThe record: {printable(str(output / RECORD))}")
-        if report:
-            click.echo(f"The report: {printable(str(output / PAGE))}")
-    if problems:
+        run.explain(explainer)
+    except KeyboardInterrupt as error:
+        error.add_note(
+            f"{len(run.done)} of {len(pictures)} pictures are done; the same call with --resume goes on."
+            if run.done
+            else "no picture was done."
+        )
+        raise
+    if run.done:
+        click.echo(summary(run.done, asked))
+        click.echo(f"\n{_written(run, folder, len(before), report=report)}")
+    if run.problems:
         click.get_current_context().exit(1)
+
+
+def _written(run: Run, folder: OutputFolder, before: int, *, report: bool) -> str:
+    """Return where the record and the report are, and what became of those of an earlier call."""
+    lines = [f"The record: {folder.path / RECORD}"]
+    if report:
+        lines.append(f"The report: {folder.path / PAGE}")
+    if before:
+        lines.append(f"Of {len(run.done)} pictures, an earlier call had done {before}.")
+    elif folder.removed:
+        lines.append(f"They take the place of the {folder.removed} files of an earlier call.")
+    return "\n".join(map(printable, lines))
 
 
 def _load(

@@ -13,6 +13,7 @@ from onnxplain.cli._source import load, read_text, source_arguments
 from onnxplain.cli._text import facts, file_size, folding, printable
 from onnxplain.cli.verify import verification_facts
 from onnxplain.errors import SourceError
+from onnxplain.files import check_apart
 
 if TYPE_CHECKING:
     from onnxplain.manifest import Activation
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
     metavar="OUT.onnx",
     required=True,
     type=click.Path(dir_okay=False, path_type=Path),
-    help="Where the explainer goes.",
+    help="Where the explainer goes; an earlier file there is replaced, unless it is one that is read.",
 )
 @click.option(
     "--layer",
@@ -107,6 +108,7 @@ def command(
     The explainer is verified before it gets its name: its gradients against central differences in float64,
     its file against the source. What fails leaves no file.
     """
+    check_apart(output, [Path(source), checkpoint, labels_file, preprocessing_file])
     labels = None if labels_file is None else _read_labels(labels_file)
     _step(f"loading {source}")
     loaded = load(source, checkpoint, size, preprocessing_file)

@@ -28,9 +28,9 @@ def command(
         [
             layer.name,
             layer.kind,
-            f"{layer.channels} of {layer.height}x{layer.width}{folding(layer.tokens)}",
-            "picked automatically" if layer.automatic else "",
+            f"{layer.channels} of {layer.height}x{layer.width}",
+            f"{'picked automatically' * layer.automatic}{folding(layer.tokens)}".removeprefix(", "),
         ]
         for layer in list_layers(loaded.model, loaded.example_input)
     ]
-    click.echo(table(["LAYER", "KIND", "MAPS", ""], rows))
+    click.echo(table(["LAYER", "KIND", "MAPS", ""], rows, texts=[1, 3]))
