@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, get_args
 
@@ -26,6 +27,7 @@ from onnxplain.network import Network
 from onnxplain.outputs import LIST
 from onnxplain.overlay import Colormap
 from onnxplain.session import Device
+from tiny_explainer import Network as TinyNetwork
 from tiny_explainer import tiny_explainer, tiny_manifest, two_layers
 
 KEYS = [
@@ -265,7 +267,7 @@ def test_folder_with_one_bad_picture(model: Path, tmp_path: Path, out: Path) -> 
     found, (bad,) = records(out), [row for row in records(out) if row["error"]]
     assert list(bad) == KEYS
     assert bad["path"] == str(folder / "aa.jpg")
-    assert bad["error"] == f"{folder / 'aa.jpg'} is damaged, or is not a picture"
+    assert bad["error"] == f"{folder / 'aa.jpg'} is damaged, or is not a picture that OpenCV reads"
     assert {key for key, value in bad.items() if value is not None} == {"path", "model", "options", "error"}
     assert found.index(bad) == 1
     found.remove(bad)
@@ -536,3 +538,49 @@ def test_name_that_is_not_unicode(model: Path, tmp_path: Path, out: Path) -> Non
     result = run("explain", model, tmp_path / name, "-o", out)
     assert result.exit_code == 0, result.output
     assert records(out)[0]["path"] == str(tmp_path / name)
+
+
+def zero_head(path: Path) -> Path:
+    """Write an explainer whose head is all zeros, as that of a network that wasn't trained."""
+    network = TinyNetwork.random()
+    path.write_bytes(tiny_explainer(replace(network, weight=0 * network.weight), tiny_manifest()))
+    return path
+
+
+def test_blank_maps_are_said(tmp_path: Path) -> None:
+    picture = write_picture(tmp_path / "picture.png")
+    model = zero_head(tmp_path / "blank.onnx")
+    result = run("explain", model, picture, "-o", tmp_path / "why")
+    assert result.exit_code == 0
+    assert "The map is blank: no place speaks for the class" in result.stdout
+    assert "usually the network's head isn't trained" in result.stdout
+    result = run("explain", model, picture, "-o", tmp_path / "why", "--top", "3")
+    assert "All 3 maps are blank" in result.stdout
+
+
+def test_some_blank_maps_are_counted(tmp_path: Path) -> None:
+    """Of two classes one has no evidence for it."""
+    network = TinyNetwork.random()
+    signs = np.array([1, -1, 0, 0], np.float32)[:, None]
+    one_sided = replace(network, weight=np.abs(network.weight) * signs)
+    (tmp_path / "model.onnx").write_bytes(tiny_explainer(one_sided, tiny_manifest()))
+    picture = write_picture(tmp_path / "picture.png")
+    options = ["--class", "0", "--class", "1", "-o", tmp_path / "why"]
+    result = run("explain", tmp_path / "model.onnx", picture, *options)
+    assert "1 of 2 maps is blank: no place speaks for the class" in result.stdout
+
+
+def test_a_guessed_preprocessing_is_said(tmp_path: Path) -> None:
+    picture = write_picture(tmp_path / "picture.png")
+    stated = tiny_manifest()
+    guessed = replace(stated, input=replace(stated.input, stated=frozenset({"resize", "crop"})))
+    for manifest, words in (
+        (stated, None),
+        (guessed, "nobody stated mean and std when this file was exported"),
+    ):
+        (tmp_path / "model.onnx").write_bytes(tiny_explainer(manifest=manifest))
+        result = run("explain", tmp_path / "model.onnx", picture, "-o", tmp_path / "why")
+        assert result.exit_code == 0
+        assert ("A guess" in result.stdout) == (words is not None)
+        assert words is None or words in result.stdout
+        assert "is blank" not in result.stdout

@@ -107,7 +107,7 @@ def test_on_a_pipe_names_are_whole() -> None:
     assert "猫猫 " * 29 in done.stdout
     assert "…" not in done.stdout
     assert "edited .png" in done.stdout
-    assert done.stderr == "Error: photos/1a.png is damaged, or is not a picture\n"
+    assert done.stderr == "Error: photos/1a.png is damaged, or is not a picture that OpenCV reads\n"
 
 
 @pytest.mark.parametrize("method", ["gradcam", "rise"])
@@ -129,7 +129,7 @@ def test_progress(method: str, paths: tuple[str, ...]) -> None:
     errors = [line for line in said.split("\n") if "Error" in line]
     if paths == ("photos",):
         assert [re.sub(r"^.*\r\x1b\[K", "", line) for line in errors] == [
-            "Error: photos/1a.png is damaged, or is not a picture"
+            "Error: photos/1a.png is damaged, or is not a picture that OpenCV reads"
         ]
         assert "Explaining 4 of 4" in bars[-1]
 
@@ -155,7 +155,7 @@ def test_a_warning_is_on_a_line_of_its_own() -> None:
 def test_an_error_that_ends_a_command_is_on_a_line_of_its_own() -> None:
     _, said = on_terminal("bench", "m.onnx", "photos/1a.png")
     assert said.endswith(
-        "Measuring latencies ...\r\x1b[KError: photos/1a.png is damaged, or is not a picture\n"
+        "Measuring latencies ...\r\x1b[KError: photos/1a.png is damaged, or is not a picture that OpenCV reads\n"
     )
 
 
@@ -172,6 +172,6 @@ def test_progress_of_an_evaluation() -> None:
     assert percents == sorted(percents)
     assert percents[-1] == 100
     assert "Evaluating 4 of 4" in said
-    assert "\r\x1b[KError: photos/1a.png is damaged, or is not a picture\n" in said
+    assert "\r\x1b[KError: photos/1a.png is damaged, or is not a picture that OpenCV reads\n" in said
     _, again = on_terminal("evaluate", "m.onnx", "photos", "--method", "gradcam")
     assert "4 of 5 pictures were measured before." in again

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,6 +10,7 @@ import click
 
 from onnxplain.cli._device import device_option
 from onnxplain.cli._pictures import find_pictures
+from onnxplain.cli._progress import Progress
 from onnxplain.cli._text import printable, table
 
 if TYPE_CHECKING:
@@ -41,14 +41,9 @@ def command(model: Path, paths: tuple[Path, ...], device: Device) -> None:
     explainer = Explainer(model, device=device, threads=1)
     network = explainer.network
     labelled = labelled_by_folder(pictures, explainer.manifest.labels, network.num_classes)
-    is_shown = sys.stderr.isatty()
-    with click.progressbar(length=1, label="Checking", file=sys.stderr, hidden=not is_shown) as bar:
-
-        def step(done: int, total: int) -> None:
-            bar.length = total
-            bar.update(done - bar.pos)
-
-        found = check_preprocessing(network, labelled, step)
+    with Progress("Checking", 1) as progress:
+        part = progress.part()
+        found = check_preprocessing(network, labelled, lambda done, total: part.reach(done / total))
     for problem in found.problems:
         click.echo(f"Error: {printable(problem)}", err=True)
     click.echo(_report(found))
@@ -66,7 +61,7 @@ def _report(found: Check) -> str:
             [*parts, "The file prepares pictures itself: of one without that, others are tried."]
         )
     rows = [[str(trial.count), _difference(trial.spec, own.spec)] for trial in found.others[:_SHOWN]]
-    parts.append(table(["RIGHT", "WITH, IN PLACE OF THAT"], rows, right=[0]))
+    parts.append(table(["RIGHT", "WITH, IN PLACE OF THAT"], rows, right=[0], texts=[1]))
     parts.append(_advice(own, found.others[0]))
     return "\n\n".join(parts)
 

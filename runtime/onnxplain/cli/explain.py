@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import click
 
 from onnxplain.cli._device import device_option
+from onnxplain.cli._doubts import doubt_of_maps, doubt_of_preprocessing
 from onnxplain.cli._explained import Asked, Explained
 from onnxplain.cli._methods import METHOD_NAMES, ONE_RUN
 from onnxplain.cli._pictures import find_pictures
@@ -190,6 +191,9 @@ def command(
     if run.done:
         click.echo(summary(run.done, asked))
         click.echo(f"\n{_written(run, folder, len(before), report=report)}")
+        for doubt in (doubt_of_preprocessing(explainer.manifest.input), doubt_of_maps(run.done)):
+            if doubt:
+                click.echo(f"\n{doubt}")
     if run.problems:
         click.get_current_context().exit(1)
 
