@@ -155,7 +155,8 @@ def test_a_warning_is_on_a_line_of_its_own() -> None:
 def test_an_error_that_ends_a_command_is_on_a_line_of_its_own() -> None:
     _, said = on_terminal("bench", "m.onnx", "photos/1a.png")
     assert said.endswith(
-        "Measuring latencies ...\r\x1b[KError: photos/1a.png is damaged, or is not a picture that OpenCV reads\n"
+        "Measuring latencies ...\r\x1b[KError: photos/1a.png is damaged, or is not a picture that OpenCV "
+        "reads\n"
     )
 
 
