@@ -35,7 +35,7 @@ def conv(op: Op, node: ir.Node, wrt: int, gradient: ir.Value) -> ir.Value:
     return reshape_like(op, result, x)
 
 
-@vjp("ConvTranspose")
+@vjp("ConvTranspose", sparse=True)
 def conv_transpose(op: Op, node: ir.Node, wrt: int, gradient: ir.Value) -> ir.Value:
     """Y = x * w transposed, + b: dx = g * w, dw = g * x, db = the sum of g."""
     if wrt == 2:

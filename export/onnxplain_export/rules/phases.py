@@ -26,7 +26,7 @@ import numpy.typing as npt
 import onnx_ir as ir
 
 from onnxplain_export.graph import operand
-from onnxplain_export.rules.registry import Op
+from onnxplain_export.rules.registry import Op, constant_like
 from onnxplain_export.rules.windows import Window
 
 #: Up to how many convolutions one with strides is divided into.
@@ -82,7 +82,7 @@ def conv_by_phases(
     if count == 1:
         return results[0]
     channels = kernel.shape[1] * node.attributes.get_int("group", 1)
-    result = _dovetailed(op, results, channels, lengths, window.strides)
+    result = _dovetailed(op, results, operand(node, 0), channels, lengths, window.strides)
     whole = [length * stride for length, stride in zip(lengths, window.strides, strict=True)]
     if whole == list(size):
         return result
@@ -142,7 +142,12 @@ def _weights(op: Op, node: ir.Node, kernel: npt.NDArray[Any], taps: Sequence[tup
 
 
 def _dovetailed(
-    op: Op, results: list[ir.Value | None], channels: int, lengths: Sequence[int], strides: Sequence[int]
+    op: Op,
+    results: list[ir.Value | None],
+    x: ir.Value,
+    channels: int,
+    lengths: Sequence[int],
+    strides: Sequence[int],
 ) -> ir.Value:
     """Put the phases' results next to each other, place by place, from the last axis to the first."""
     sizes = list(lengths)
@@ -156,7 +161,7 @@ def _dovetailed(
         merged = [*before[:-1], *sizes[axis:]]
         # With all that stands behind the axis as one axis, the phases are its parts.
         rows = [[row and _as_row(op, row, before, behind) for row in group] for group in groups]
-        results = [_merged(op, group, merged) for group in rows]
+        results = [_merged(op, group, x, merged) for group in rows]
     (whole,) = results
     assert whole is not None
     return whole
@@ -166,11 +171,10 @@ def _as_row(op: Op, result: ir.Value, before: list[int], behind: list[int]) -> i
     return result if len(behind) == 1 else op.Reshape(result, [*before, math.prod(behind)])
 
 
-def _merged(op: Op, rows: list[ir.Value | None], shape: list[int]) -> ir.Value | None:
+def _merged(op: Op, rows: list[ir.Value | None], x: ir.Value, shape: list[int]) -> ir.Value | None:
     """Return the rows of each place one after another, zeros for a phase that isn't reached."""
     known = next((row for row in rows if row is not None), None)
     if known is None:
         return None
-    # A product with a number takes ten times as long where the last axis has one place.
-    zeros = op.Sub(known, known) if None in rows else None
+    zeros = op.Expand(constant_like(op, 0.0, x), op.Shape(known)) if None in rows else None
     return op.Reshape(op.Concat(*(zeros if row is None else row for row in rows), axis=-1), shape)
