@@ -19,19 +19,16 @@ import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
-import numpy as np
-import numpy.typing as npt
 import onnx_ir as ir
 
-from onnxplain_export.graph import operand
+from onnxplain_export.graph import operand, static_dim
 from onnxplain_export.rules.registry import Op, constant_like
+from onnxplain_export.rules.weights import swapped
 from onnxplain_export.rules.windows import Window
 
 #: Up to how many convolutions one with strides is divided into.
 _MOST = 4
-_SWAPPED = ".swapped."
 
 
 @dataclass(frozen=True)
@@ -51,7 +48,6 @@ def conv_by_phases(
     op: Op,
     node: ir.Node,
     gradient: ir.Value,
-    kernel: npt.NDArray[Any],
     window: Window,
     size: Sequence[int] | None,
 ) -> ir.Value | None:
@@ -61,8 +57,6 @@ def conv_by_phases(
     ----------
     gradient
         That of the output, its classes folded into its batch.
-    kernel
-        The weights.
     size
         The spatial size of the input, where it is known; with strides it must be.
     """
@@ -78,10 +72,12 @@ def conv_by_phases(
     ]
     if any(min(phase.start, phase.end) < 0 for phases in along for phase in phases):
         return None
-    results = [_conv(op, node, gradient, kernel, phases) for phases in itertools.product(*along)]
+    results = [_conv(op, node, gradient, phases) for phases in itertools.product(*along)]
     if count == 1:
         return results[0]
-    channels = kernel.shape[1] * node.attributes.get_int("group", 1)
+    own_channels = static_dim(operand(node, 1), 1)
+    assert own_channels is not None
+    channels = own_channels * node.attributes.get_int("group", 1)
     result = _dovetailed(op, results, operand(node, 0), channels, lengths, window.strides)
     whole = [length * stride for length, stride in zip(lengths, window.strides, strict=True)]
     if whole == list(size):
@@ -104,41 +100,18 @@ def _phases(window: Window, axis: int, longer: int) -> list[_Phase]:
     return phases
 
 
-def source_of_swapped(name: str) -> str | None:
-    """Return the name of the weights whose channels were swapped to make those of a name; None of others."""
-    source, found, _ = name.rpartition(_SWAPPED)
-    return source if found else None
-
-
-def _conv(
-    op: Op, node: ir.Node, gradient: ir.Value, kernel: npt.NDArray[Any], phases: Sequence[_Phase]
-) -> ir.Value | None:
+def _conv(op: Op, node: ir.Node, gradient: ir.Value, phases: Sequence[_Phase]) -> ir.Value | None:
     """Return what the windows give to one phase of the places; None where they don't reach it."""
     if not all(phase.taps for phase in phases):
         return None
+    groups = node.attributes.get_int("group", 1)
     return op.Conv(
         gradient,
-        _weights(op, node, kernel, [phase.taps for phase in phases]),
+        swapped(op, operand(node, 1), groups, [phase.taps for phase in phases]),
         dilations=[phase.dilation for phase in phases],
         pads=[*(phase.start for phase in phases), *(phase.end for phase in phases)],
-        group=node.attributes.get_int("group", 1),
+        group=groups,
     )
-
-
-def _weights(op: Op, node: ir.Node, kernel: npt.NDArray[Any], taps: Sequence[tuple[int, ...]]) -> ir.Value:
-    """Return some taps of the weights with, in each group, its channels swapped: made once a graph."""
-    assert node.graph is not None
-    groups = node.attributes.get_int("group", 1)
-    kept = "x".join("_".join(map(str, along)) for along in taps)
-    name = f"{operand(node, 1).name}{_SWAPPED}{groups}.{kept}"
-    known = node.graph.initializers.get(name)
-    if known is not None:
-        return known
-    places: tuple[Any, ...] = (slice(None), slice(None), *np.ix_(*taps))
-    part = kernel[places]
-    grouped = part.reshape(groups, len(kernel) // groups, *part.shape[1:])
-    swapped = grouped.swapaxes(1, 2).reshape(-1, len(kernel) // groups, *part.shape[2:])
-    return op.initializer(ir.tensor(np.ascontiguousarray(swapped), name=name))
 
 
 def _dovetailed(
