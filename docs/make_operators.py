@@ -26,6 +26,12 @@ of the output, d of an input. Models of other opsets are brought to opset 20 fir
 {count} operators. Of {steps} the output is a step function: through them no gradient flows. What computes no
 floating-point value (Shape, Equal, ArgMax and the like) may be anywhere.
 
+Behind a layer the gradient can be infinite, as that of a square root at 0. What comes back through the
+zeros that an operator made is 0 all the same, as in PyTorch: of a ReLU, a bound, a mask, a maximum, a
+padding. By a zero that is a number (the slope of abs(x) at 0, a LeakyRelu's of 0, a sigmoid's where it is
+1) PyTorch multiplies, and so do the rules: there the gradient is NaN. Two of PyTorch's NaNs are numbers
+here: beside the maximum of `amax`, and at the edges of linear interpolation.
+
 An operator that is missing stops the export with its name, its node and the module that it came from.
 """
 

@@ -37,6 +37,7 @@ from onnxplain.errors import OnnxplainError, UnsupportedOperatorError, Verificat
 from onnxplain_export import export, verify
 from onnxplain_export.ranges import range_of
 from onnxplain_export.rules import RULES
+from spoilt import enlarge_backward_kernel
 
 GRADIENT = gradient_name("x")
 CLASSES = np.array([[0, 1], [2, 0]])
@@ -608,20 +609,10 @@ def test_probabilities_at_the_end(tmp_path: Path) -> None:
 
 
 def test_a_changed_gradient_is_found(tmp_path: Path) -> None:
-    """A backward convolution's weights are a hundredth larger in one place."""
     _, quantised = write(tmp_path)
     path = tmp_path / "out.onnx"
     export(quantised, None, path, layer="pooled_DequantizeLinear")
-    proto = onnx.load(path)
-    floats = [tensor for tensor in proto.graph.initializer if tensor.data_type == 1]
-    kernels = [tensor for tensor in floats if len(tensor.dims) == 4]
-
-    def larger(weights: Array) -> Array:
-        weights = weights.copy()
-        weights[0] *= 1.01
-        return weights
-
-    changed(path, kernels[0].name, larger)
+    enlarge_backward_kernel(path)
     with pytest.raises(VerificationError, match="gradient rules differ"):
         verify(path)
 

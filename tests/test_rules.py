@@ -72,13 +72,19 @@ class Built:
 
 
 def build(
-    case: Case, batch: int = 2, *, computes_logits: bool = False, read: tuple[int, int] | None = None
+    case: Case,
+    batch: int = 2,
+    *,
+    computes_logits: bool = False,
+    read: tuple[int, int] | None = None,
+    divided: bool = False,
 ) -> Built:
     """Make the graph and the inputs of a case.
 
     The logits are [1, COTANGENTS]: all outputs of the operator, multiplied by as many cotangents; or, where
     it is to compute the logits, the operator's own output. With `read`, an axis and a place, that place of
-    the output alone is read.
+    the output alone is read. With `divided` the logits are all elements of the outputs, each over a number
+    that is fed.
     """
     rng = np.random.default_rng(sum(map(ord, str(case))))
     names = ["" if given is None else f"x{index}" for index, given in enumerate(case.inputs)]
@@ -100,14 +106,14 @@ def build(
             # What is cast to another type meets the cotangents as float32.
             *(helper.make_node("Cast", [f"row{index}"], [f"flat{index}"], to=FLOAT) for index in used),
             helper.make_node("Concat", [f"flat{index}" for index in used], ["flat"], axis=1),
-            helper.make_node("MatMul", ["flat", "cotangents"], ["logits"]),
+            helper.make_node("Div" if divided else "MatMul", ["flat", "cotangents"], ["logits"]),
         ]
         constants["row"] = ints(1, -1)
         if read is not None:
             axis, place = read
             nodes.insert(1, helper.make_node("Gather", ["y0", "place"], ["part0"], axis=axis))
             constants["place"] = np.array(place)
-        shapes["cotangents"] = ["elements", COTANGENTS]
+        shapes["cotangents"] = [1, "elements"] if divided else ["elements", COTANGENTS]
     graph = helper.make_graph(
         nodes,
         "case",
@@ -139,7 +145,8 @@ def build(
                     for known, size in zip(inferred, shape, strict=True)
                 ]
             )
-        feeds["cotangents"] = rng.standard_normal((elements, COTANGENTS)).astype(np.float32)
+        drawn = rng.standard_normal((elements, COTANGENTS)).astype(np.float32)
+        feeds["cotangents"] = np.ones((1, elements), np.float32) if divided else drawn
     return Built(model, tuple(inputs), feeds)
 
 
@@ -254,6 +261,41 @@ def check_onnxruntime(built: Built, rows: int) -> None:
         for name in names:
             largest = np.abs(double[name]).max()
             np.testing.assert_allclose(single[name], double[name], rtol=0, atol=3e-6 * largest)
+
+
+#: Zeros that are numbers of the network or its padding: PyTorch, too, multiplies by them.
+ZEROS_ARE_NUMBERS = {
+    "Conv: weights computed",
+    "Mod: both",
+    "ScatterElements: times zero",
+    "ScatterElements: times zeros",
+}
+DIVIDED = [
+    case for case in SUPPORTED if case.operator not in QUANTISERS and str(case) not in ZEROS_ARE_NUMBERS
+]
+
+
+@pytest.mark.parametrize("case", DIVIDED, ids=str)
+def test_what_an_infinite_gradient_reaches(case):
+    """A place of the output with an infinite gradient leaves alone what that place doesn't depend on."""
+    built = build(case, divided=True)
+    names = [gradient_name(target) for target in built.targets]
+    count = built.feeds["cotangents"].size
+    places = np.unique(np.linspace(0, count - 1, 12).astype(int))
+    model = differentiated(built.model, *built.targets)
+    feeds = {**built.feeds, "classes": places[:, None]}
+    slopes = in_onnxruntime(model, feeds)
+    for number in (0, len(places) // 2):
+        divisors = np.ones((1, count), np.float32)
+        divisors[0, places[number]] = 0.0
+        found = in_onnxruntime(model, {**feeds, "cotangents": divisors})
+        for name in names:
+            is_reached = np.broadcast_to(slopes[name][number] != 0, slopes[name].shape)
+            assert not np.isfinite(found[name][is_reached]).any()
+            size = np.abs(slopes[name]).max(initial=0.0)
+            np.testing.assert_allclose(
+                found[name][~is_reached], slopes[name][~is_reached], rtol=0, atol=1e-6 * size
+            )
 
 
 PLACES_APART = [case for case in SUPPORTED if case.operator in INPUT_AXES and case.outputs == (True,)]

@@ -24,6 +24,7 @@ from onnxplain_export.graph import (
     upstream,
 )
 from onnxplain_export.rules import NO_GRADIENT, RULES, SELECTION_RULES, Entry
+from onnxplain_export.rules.infinite import infinite_apart, may_be_infinite, note_infinite
 from onnxplain_export.rules.parts import Part, part_of_node, part_read
 from onnxplain_export.rules.registry import Op, Selection, UnsupportedCaseError
 
@@ -67,6 +68,7 @@ def differentiate(
     """
     wanted = downstream(graph, targets, with_gradient=True)
     _check_known(graph, logits, wanted)
+    note_infinite(graph, logits)
     arrived: dict[ir.Value, list[Gradient]] = {logits: [Selection(classes, logits)]}
     totals: dict[ir.Value, Gradient] = {}
     for node in reversed(list(graph)):
@@ -143,7 +145,14 @@ def _call(
     op: Op, entry: Entry, node: ir.Node, wrt: int, outputs: Sequence[ir.Value | None]
 ) -> ir.Value | None:
     """Call a rule with the gradients of a node's outputs, and undo broadcasting."""
-    gradient = entry.rule(op, node, wrt, outputs if entry.many_outputs else outputs[0])  # type: ignore[arg-type]
+
+    def rule(gradients: Sequence[ir.Value | None]) -> ir.Value | None:
+        return entry.rule(op, node, wrt, gradients if entry.many_outputs else gradients[0])  # type: ignore[arg-type]
+
+    if entry.sparse and any(map(may_be_infinite, node.outputs)):
+        gradient = infinite_apart(op, node, outputs, rule)
+    else:
+        gradient = rule(outputs)
     if gradient is not None and entry.broadcasts:
         gradient = _undo_broadcast(op, gradient, operand(node, wrt), node.outputs[0])
     return gradient

@@ -6,8 +6,8 @@ product of matrices. So does a node whose numbers don't fit: that takes in or pu
 as far as noise can tell, or whose constants would lose more than their last digits.
 
 A gradient of 1e-6 has four bits in float16, and a sum over the places of a map soon exceeds 65504. So the
-backward pass is in float32, at the activations and weights as they are in float16. Of a kernel that was
-rearranged for it the numbers are the same: the gradient remains that of the rounded network, exactly.
+backward pass is in float32, at the activations and weights as they are in float16: the gradient remains that
+of the rounded network, exactly.
 """
 
 from __future__ import annotations
@@ -28,7 +28,6 @@ from onnxplain_export.graph import is_half, operand, skip_identities
 from onnxplain_export.onnx_session import run_graph
 from onnxplain_export.probe import Probe
 from onnxplain_export.reference_graph import Array, ReferenceGraph
-from onnxplain_export.rules.phases import source_of_swapped
 
 FLOAT, HALF = ir.DataType.FLOAT, ir.DataType.FLOAT16
 
@@ -232,13 +231,9 @@ def _keeps_digits(constant: ir.Value) -> bool:
 
 
 def _constants_of(graph: ir.Graph, half: Iterable[ir.Node]) -> list[ir.Value]:
-    """Return the constants that nodes in float16 read, and those that were made of them."""
+    """Return the constants that nodes in float16 read."""
     read = {operand(node, index).name for node in half for index in _half_inputs(node)}
-    return [
-        value
-        for name, value in graph.initializers.items()
-        if value.dtype == FLOAT and (name in read or source_of_swapped(name) in read)
-    ]
+    return [value for name, value in graph.initializers.items() if value.dtype == FLOAT and name in read]
 
 
 def _cast(

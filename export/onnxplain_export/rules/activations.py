@@ -7,6 +7,7 @@ import functools
 import onnx_ir as ir
 
 from onnxplain_export.graph import operand, rank
+from onnxplain_export.rules.infinite import kept_where, may_be_infinite
 from onnxplain_export.rules.registry import Op, constant_like, vjp
 
 #: Under this key PyTorch's exporter notes on a node the function that it was traced from.
@@ -45,15 +46,6 @@ def clip(op: Op, node: ir.Node, wrt: int, gradient: ir.Value) -> ir.Value:
     return kept_where(op, functools.reduce(op.And, inside), gradient, y) if inside else gradient
 
 
-def kept_where(op: Op, condition: ir.Value, gradient: ir.Value, y: ir.Value) -> ir.Value:
-    """Return a gradient of y's type, 0 where the condition doesn't hold.
-
-    As a product: onnxruntime's CPU provider takes six times as long for Where (0.81 against 0.13 ms at
-    [1024, 14, 14], one class; 26 times as long for three classes).
-    """
-    return op.Mul(gradient, op.Cast(condition, to=y.dtype))
-
-
 @vjp("Sigmoid")
 def sigmoid(op: Op, node: ir.Node, wrt: int, gradient: ir.Value) -> ir.Value:
     """y = 1 / (1 + exp(-x)): dx = g y (1 - y)."""
@@ -83,8 +75,10 @@ def hard_swish(op: Op, node: ir.Node, wrt: int, gradient: ir.Value) -> ir.Value:
     x = operand(node, 0)
     # The operator's definition has 1/6 as a float32 attribute, so this is the slope that it really has.
     s = op.HardSigmoid(x, alpha=1 / 6, beta=0.5)
-    inside = op.And(op.Greater(s, 0.0), op.Less(s, 1.0))
-    return op.Mul(gradient, op.Add(s, op.Where(inside, op.Sub(s, 0.5), 0.0)))
+    is_positive = op.Greater(s, 0.0)
+    slope = op.Add(s, op.Where(op.And(is_positive, op.Less(s, 1.0)), op.Sub(s, 0.5), 0.0))
+    dx = op.Mul(gradient, slope)
+    return op.Where(is_positive, dx, 0.0) if may_be_infinite(node.outputs[0]) else dx
 
 
 @vjp("Gelu")

@@ -6,6 +6,7 @@ import numpy as np
 import onnx_ir as ir
 
 from onnxplain_export.graph import constant, operand
+from onnxplain_export.rules.infinite import kept_where
 from onnxplain_export.rules.registry import Op, vjp
 
 
@@ -56,13 +57,13 @@ def power(op: Op, node: ir.Node, wrt: int, gradient: ir.Value) -> ir.Value:
     """z = x ^ y: dx = g y x ^ (y - 1), dy = g z log(x), which has the limit 0 at x = 0."""
     x, y, z = operand(node, 0), operand(node, 1), node.outputs[0]
     if wrt == 1:
-        return op.Mul(gradient, op.Where(op.Equal(x, 0.0), 0.0, op.Mul(z, op.Log(x))))
+        return op.Where(op.Equal(x, 0.0), 0.0, op.Mul(gradient, op.Mul(z, op.Log(x))))
     exponent = constant(y)
     if exponent is None or exponent.size > 1 or not exponent.any():
         y = op.CastLike(y, x)
         # x ^ 0 is constant, at x = 0 too.
-        slope = op.Where(op.Equal(y, 0.0), 0.0, op.Mul(y, op.Pow(x, op.Sub(y, 1.0))))
-        return op.Mul(gradient, slope)
+        slope = op.Mul(y, op.Pow(x, op.Sub(y, 1.0)))
+        return op.Where(op.Equal(y, 0.0), 0.0, op.Mul(gradient, slope))
     number = float(exponent.reshape(-1)[0])
     if number == 2.0:
         factor = x
@@ -93,12 +94,9 @@ def extremum(op: Op, node: ir.Node, wrt: int, gradient: ir.Value) -> ir.Value:
     """z = max(x_0, x_1, ...): dx_i = g where x_i is z, shared equally where several are, as in PyTorch."""
     z = node.outputs[0]
 
-    def is_chosen(value: ir.Value) -> ir.Value:
-        return op.CastLike(op.Equal(value, z), z)
-
-    chosen = [is_chosen(operand(node, index)) for index in range(len(node.inputs))]
-    count = chosen[0] if len(chosen) == 1 else op.Sum(*chosen)
-    return op.Mul(gradient, op.Div(chosen[wrt], count))
+    are_chosen = [op.Equal(operand(node, index), z) for index in range(len(node.inputs))]
+    count = op.Sum(*(op.Cast(is_chosen, to=z.dtype) for is_chosen in are_chosen))
+    return kept_where(op, are_chosen[wrt], op.Div(gradient, count), z)
 
 
 @vjp("Where", broadcasts=True)

@@ -26,16 +26,16 @@ def conv(op: Op, node: ir.Node, wrt: int, gradient: ir.Value) -> ir.Value:
     if wrt == 1:
         return kernel_gradient(op, node, window, coarse=Maps(node.outputs[0], gradient), fine=Maps(x))
     folded = fold_classes(op, gradient, node.outputs[0])
-    kernel, result = constant(weights), None
-    if kernel is not None:
-        result = conv_by_phases(op, node, folded, kernel, window, known_spatial_size(x))
+    result = None
+    if constant(weights) is not None:
+        result = conv_by_phases(op, node, folded, window, known_spatial_size(x))
     if result is None:
         groups = node.attributes.get_int("group", 1)
         result = transposed_conv(op, folded, _apart(op, node), window, spatial_size(op, x), groups)
     return reshape_like(op, result, x)
 
 
-@vjp("ConvTranspose")
+@vjp("ConvTranspose", sparse=True)
 def conv_transpose(op: Op, node: ir.Node, wrt: int, gradient: ir.Value) -> ir.Value:
     """Y = x * w transposed, + b: dx = g * w, dw = g * x, db = the sum of g."""
     if wrt == 2:

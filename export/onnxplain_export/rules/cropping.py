@@ -41,7 +41,7 @@ def slice_(op: Op, node: ir.Node, wrt: int, gradient: ir.Value) -> ir.Value:
     return gradient
 
 
-@vjp("Pad")
+@vjp("Pad", sparse=True)
 def pad(op: Op, node: ir.Node, wrt: int, gradient: ir.Value) -> ir.Value | None:
     """Y = x with more around it: dx = g cut back, plus g of the copies of x where those came from."""
     x, pads, named = operand(node, 0), operand(node, 1), _optional(node, 3)

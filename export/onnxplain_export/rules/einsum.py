@@ -15,7 +15,7 @@ from onnxplain_export.rules.shapes import repeated
 from onnxplain_export.rules.weights import apart
 
 
-@vjp("Einsum")
+@vjp("Einsum", sparse=True)
 def einsum(op: Op, node: ir.Node, wrt: int, gradient: ir.Value) -> ir.Value:
     """Y = the sum over products of elements: dx = the same sum with g in the place of x.
 

@@ -112,7 +112,7 @@ def _swapped(op: Op, gradient: ir.Value) -> ir.Value:
     return op.Transpose(gradient, perm=[0, 2, 1])
 
 
-@vjp("Col2Im")
+@vjp("Col2Im", sparse=True)
 def col2im(op: Op, node: ir.Node, wrt: int, gradient: ir.Value) -> ir.Value:
     """Y = the sum of overlapping blocks, a column of x each: dx = the blocks of g."""
     x, block = operand(node, 0), constant_ints(operand(node, 2))

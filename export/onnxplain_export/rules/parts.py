@@ -165,8 +165,9 @@ def _are_as_long(node: ir.Node, axes: InputAxes, part: Part) -> bool:
 
 
 def _described(part: ir.Value, whole: ir.Value, axis: int, size: int) -> ir.Value:
-    """Note a part's type and shape: those of the whole but for one axis."""
+    """Note a part's type and shape: those of the whole but for one axis; and what else is noted on that."""
     assert whole.shape is not None
+    part.meta.update(whole.meta)
     part.type = whole.type
     part.shape = ir.Shape([*whole.shape[:axis], size, *whole.shape[axis + 1 :]])
     return part

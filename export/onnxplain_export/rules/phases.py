@@ -19,19 +19,16 @@ import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
-import numpy as np
-import numpy.typing as npt
 import onnx_ir as ir
 
-from onnxplain_export.graph import operand
-from onnxplain_export.rules.registry import Op
+from onnxplain_export.graph import operand, static_dim
+from onnxplain_export.rules.registry import Op, constant_like
+from onnxplain_export.rules.weights import swapped
 from onnxplain_export.rules.windows import Window
 
 #: Up to how many convolutions one with strides is divided into.
 _MOST = 4
-_SWAPPED = ".swapped."
 
 
 @dataclass(frozen=True)
@@ -51,7 +48,6 @@ def conv_by_phases(
     op: Op,
     node: ir.Node,
     gradient: ir.Value,
-    kernel: npt.NDArray[Any],
     window: Window,
     size: Sequence[int] | None,
 ) -> ir.Value | None:
@@ -61,8 +57,6 @@ def conv_by_phases(
     ----------
     gradient
         That of the output, its classes folded into its batch.
-    kernel
-        The weights.
     size
         The spatial size of the input, where it is known; with strides it must be.
     """
@@ -78,11 +72,13 @@ def conv_by_phases(
     ]
     if any(min(phase.start, phase.end) < 0 for phases in along for phase in phases):
         return None
-    results = [_conv(op, node, gradient, kernel, phases) for phases in itertools.product(*along)]
+    results = [_conv(op, node, gradient, phases) for phases in itertools.product(*along)]
     if count == 1:
         return results[0]
-    channels = kernel.shape[1] * node.attributes.get_int("group", 1)
-    result = _dovetailed(op, results, channels, lengths, window.strides)
+    own_channels = static_dim(operand(node, 1), 1)
+    assert own_channels is not None
+    channels = own_channels * node.attributes.get_int("group", 1)
+    result = _dovetailed(op, results, operand(node, 0), channels, lengths, window.strides)
     whole = [length * stride for length, stride in zip(lengths, window.strides, strict=True)]
     if whole == list(size):
         return result
@@ -104,45 +100,27 @@ def _phases(window: Window, axis: int, longer: int) -> list[_Phase]:
     return phases
 
 
-def source_of_swapped(name: str) -> str | None:
-    """Return the name of the weights whose channels were swapped to make those of a name; None of others."""
-    source, found, _ = name.rpartition(_SWAPPED)
-    return source if found else None
-
-
-def _conv(
-    op: Op, node: ir.Node, gradient: ir.Value, kernel: npt.NDArray[Any], phases: Sequence[_Phase]
-) -> ir.Value | None:
+def _conv(op: Op, node: ir.Node, gradient: ir.Value, phases: Sequence[_Phase]) -> ir.Value | None:
     """Return what the windows give to one phase of the places; None where they don't reach it."""
     if not all(phase.taps for phase in phases):
         return None
+    groups = node.attributes.get_int("group", 1)
     return op.Conv(
         gradient,
-        _weights(op, node, kernel, [phase.taps for phase in phases]),
+        swapped(op, operand(node, 1), groups, [phase.taps for phase in phases]),
         dilations=[phase.dilation for phase in phases],
         pads=[*(phase.start for phase in phases), *(phase.end for phase in phases)],
-        group=node.attributes.get_int("group", 1),
+        group=groups,
     )
 
 
-def _weights(op: Op, node: ir.Node, kernel: npt.NDArray[Any], taps: Sequence[tuple[int, ...]]) -> ir.Value:
-    """Return some taps of the weights with, in each group, its channels swapped: made once a graph."""
-    assert node.graph is not None
-    groups = node.attributes.get_int("group", 1)
-    kept = "x".join("_".join(map(str, along)) for along in taps)
-    name = f"{operand(node, 1).name}{_SWAPPED}{groups}.{kept}"
-    known = node.graph.initializers.get(name)
-    if known is not None:
-        return known
-    places: tuple[Any, ...] = (slice(None), slice(None), *np.ix_(*taps))
-    part = kernel[places]
-    grouped = part.reshape(groups, len(kernel) // groups, *part.shape[1:])
-    swapped = grouped.swapaxes(1, 2).reshape(-1, len(kernel) // groups, *part.shape[2:])
-    return op.initializer(ir.tensor(np.ascontiguousarray(swapped), name=name))
-
-
 def _dovetailed(
-    op: Op, results: list[ir.Value | None], channels: int, lengths: Sequence[int], strides: Sequence[int]
+    op: Op,
+    results: list[ir.Value | None],
+    x: ir.Value,
+    channels: int,
+    lengths: Sequence[int],
+    strides: Sequence[int],
 ) -> ir.Value:
     """Put the phases' results next to each other, place by place, from the last axis to the first."""
     sizes = list(lengths)
@@ -156,7 +134,7 @@ def _dovetailed(
         merged = [*before[:-1], *sizes[axis:]]
         # With all that stands behind the axis as one axis, the phases are its parts.
         rows = [[row and _as_row(op, row, before, behind) for row in group] for group in groups]
-        results = [_merged(op, group, merged) for group in rows]
+        results = [_merged(op, group, x, merged) for group in rows]
     (whole,) = results
     assert whole is not None
     return whole
@@ -166,11 +144,10 @@ def _as_row(op: Op, result: ir.Value, before: list[int], behind: list[int]) -> i
     return result if len(behind) == 1 else op.Reshape(result, [*before, math.prod(behind)])
 
 
-def _merged(op: Op, rows: list[ir.Value | None], shape: list[int]) -> ir.Value | None:
+def _merged(op: Op, rows: list[ir.Value | None], x: ir.Value, shape: list[int]) -> ir.Value | None:
     """Return the rows of each place one after another, zeros for a phase that isn't reached."""
     known = next((row for row in rows if row is not None), None)
     if known is None:
         return None
-    # A product with a number takes ten times as long where the last axis has one place.
-    zeros = op.Sub(known, known) if None in rows else None
+    zeros = op.Expand(constant_like(op, 0.0, x), op.Shape(known)) if None in rows else None
     return op.Reshape(op.Concat(*(zeros if row is None else row for row in rows), axis=-1), shape)

@@ -11,6 +11,7 @@ import onnx_ir as ir
 
 from onnxplain_export.graph import operand
 from onnxplain_export.rules.convolution import transposed_conv
+from onnxplain_export.rules.infinite import kept_where
 from onnxplain_export.rules.registry import Op, UnsupportedCaseError, constant_like, vjp
 from onnxplain_export.rules.shapes import reshape_like, zeros_like
 from onnxplain_export.rules.windows import Window, known_spatial_size, rounds_up, spatial_size
@@ -40,9 +41,8 @@ def global_max_pool(op: Op, node: ir.Node, wrt: int, gradient: ir.Value) -> ir.V
     x = operand(node, 0)
     flat = op.Flatten(x, axis=2)
     depth = op.Squeeze(op.Shape(flat, start=1), [0])
-    first = op.ArgMax(flat, axis=1, keepdims=0)
-    stands_there = op.OneHot(first, depth, constant_like(op, [0.0, 1.0], x), axis=-1)
-    return op.Mul(gradient, op.Reshape(stands_there, op.Shape(x)))
+    stands_there = op.Equal(op.ArgMax(flat, axis=1, keepdims=1), op.Range(0, depth, 1))
+    return kept_where(op, op.Reshape(stands_there, op.Shape(x)), gradient, node.outputs[0])
 
 
 @vjp("MaxUnpool")

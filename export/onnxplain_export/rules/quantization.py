@@ -18,6 +18,7 @@ import onnx_ir as ir
 
 from onnxplain_export.graph import constant, operand
 from onnxplain_export.ranges import quantised_range, range_of
+from onnxplain_export.rules.infinite import kept_where
 from onnxplain_export.rules.registry import Op, UnsupportedCaseError, vjp
 
 
@@ -38,7 +39,7 @@ def quantize(op: Op, node: ir.Node, wrt: int, gradient: ir.Value) -> ir.Value:
         inside.append(op.Less(number, float(ends.max)))
     if not inside:
         return gradient
-    return op.Mul(gradient, op.Cast(functools.reduce(op.And, inside), to=x.dtype))
+    return kept_where(op, functools.reduce(op.And, inside), gradient, x)
 
 
 @vjp("DequantizeLinear")

@@ -121,7 +121,7 @@ class _Direction:
 _Backward = Callable[[_Direction], _Values]
 
 
-@vjp("RNN", many_outputs=True)
+@vjp("RNN", many_outputs=True, sparse=True)
 def rnn(op: Op, node: ir.Node, wrt: int, gradients: Sequence[ir.Value | None]) -> ir.Value:
     """H_t = f(a), a = W x_t + R h_{t-1} + b: da = f'(a) dh_t, dx_t = Wᵀ da, dh_{t-1} = g + Rᵀ da."""
 
@@ -143,7 +143,7 @@ def rnn(op: Op, node: ir.Node, wrt: int, gradients: Sequence[ir.Value | None]) -
     return _through_time(op, node, wrt, gradients, ["Tanh"], backward)
 
 
-@vjp("GRU", many_outputs=True)
+@vjp("GRU", many_outputs=True, sparse=True)
 def gru(op: Op, node: ir.Node, wrt: int, gradients: Sequence[ir.Value | None]) -> ir.Value:
     """H_t = (1 - z) n + z h_{t-1}, gates z, r, n of a = W x_t + R h_{t-1} + b: dx_t = Wᵀ da.
 
@@ -190,7 +190,7 @@ def gru(op: Op, node: ir.Node, wrt: int, gradients: Sequence[ir.Value | None]) -
     return _through_time(op, node, wrt, gradients, ["Sigmoid", "Tanh"], backward)
 
 
-@vjp("LSTM", many_outputs=True)
+@vjp("LSTM", many_outputs=True, sparse=True)
 def lstm(op: Op, node: ir.Node, wrt: int, gradients: Sequence[ir.Value | None]) -> ir.Value:
     """H_t = o tanh(c_t), c_t = f c_{t-1} + i n, gates i, o, f, n of a = W x_t + R h_{t-1} + b: dx_t = Wᵀ da.
 

@@ -88,6 +88,8 @@ class Entry:
     """The inputs broadcast: the driver sums the gradient over the axes along which one was repeated."""
     many_outputs: bool = False
     """The rule takes the gradients of all outputs."""
+    sparse: bool = False
+    """The rule multiplies by zeros that stand for nothing; the driver keeps infinite gradients from them."""
 
 
 class UnsupportedCaseError(Exception):
@@ -106,13 +108,13 @@ def no_gradient(*operators: str) -> None:
 
 
 def vjp(
-    *operators: str, broadcasts: bool = False, many_outputs: bool = False
+    *operators: str, broadcasts: bool = False, many_outputs: bool = False, sparse: bool = False
 ) -> Callable[[AnyRule], AnyRule]:
     """Register a function as the vector-Jacobian product of the named operators."""
 
     def register(rule: AnyRule) -> AnyRule:
         for operator in operators:
-            RULES[operator] = Entry(rule, broadcasts, many_outputs)
+            RULES[operator] = Entry(rule, broadcasts, many_outputs, sparse)
         return rule
 
     return register

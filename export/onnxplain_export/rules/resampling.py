@@ -19,7 +19,7 @@ from onnxplain_export.rules.shapes import for_classes, reshape_like
 Matrix = npt.NDArray[np.float64]
 
 
-@vjp("Resize")
+@vjp("Resize", sparse=True)
 def resize(op: Op, node: ir.Node, wrt: int, gradient: ir.Value) -> ir.Value:
     """Y = M_0 x M_1ᵀ ..., with the interpolation's weights of each axis: dx = M_0ᵀ g M_1 ..."""
     x, y = operand(node, 0), node.outputs[0]

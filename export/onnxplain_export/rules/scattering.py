@@ -6,6 +6,7 @@ import onnx_ir as ir
 
 from onnxplain_export.graph import operand, rank
 from onnxplain_export.rules.indexing import classes_first, classes_last, for_each_class
+from onnxplain_export.rules.infinite import kept_where
 from onnxplain_export.rules.registry import Op, constant_like, vjp
 
 
@@ -23,7 +24,7 @@ def scatter(op: Op, node: ir.Node, wrt: int, gradient: ir.Value) -> ir.Value:
         return gradient
     # What was overwritten has no part in y.
     kept = _put(op, node, _full(op, node, 0, 1.0), _full(op, node, 2, 0.0), "none")
-    return op.Mul(gradient, kept)
+    return kept_where(op, op.Cast(kept, to=ir.DataType.BOOL), gradient, node.outputs[0])
 
 
 def _product(op: Op, node: ir.Node, wrt: int, gradient: ir.Value) -> ir.Value:
