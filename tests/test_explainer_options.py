@@ -12,13 +12,17 @@ from pytorch_grad_cam import GradCAM, LayerCAM
 from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
 from torch import nn
 
-from onnxplain import Explainer, MethodError
+from onnxplain import Explainer, MethodError, Preprocessing
 from onnxplain.heatmap import heatmap
 from onnxplain.preprocessing import preprocess
 from onnxplain_export import export
 
 SIZE = (24, 32)
 PICTURE = np.random.default_rng(1).integers(0, 256, (40, 52, 3), np.uint8)
+# Inputs of both signs, so that no class's map is blank.
+PREPROCESSING = Preprocessing(
+    height=SIZE[0], width=SIZE[1], mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225)
+)
 
 
 def network(classes: int = 6) -> nn.Module:
@@ -36,7 +40,7 @@ def model() -> nn.Module:
 @pytest.fixture(scope="module")
 def path(model: nn.Module, tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("options") / "model.onnx"
-    export(model, torch.zeros(1, 3, *SIZE), path, layer=["1", "3"])
+    export(model, torch.zeros(1, 3, *SIZE), path, layer=["1", "3"], preprocessing=PREPROCESSING)
     return path
 
 

@@ -124,6 +124,7 @@ def test_the_usual_activation(classes: int, last: nn.Module, expected: str, tmp_
     model = network(o_classifier=nn.Linear(6, classes), p_last=last)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
+        warnings.filterwarnings("ignore", "nobody stated")
         report = export(model, EXAMPLE, tmp_path / "e.onnx")
     assert report.manifest.activation == expected
     assert [("ends in" in str(warning.message)) for warning in caught if warning.category is UserWarning] == (
