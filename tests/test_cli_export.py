@@ -28,6 +28,11 @@ def grey():
     head = nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(5, 2)
     return nn.Sequential(nn.Conv2d(1, 5, 3), nn.ReLU(), *head)
 
+def fresh():
+    model = small()
+    nn.init.zeros_(model[5].weight)
+    return model
+
 def number():
     return 7
 
@@ -61,6 +66,21 @@ def test_export_then_explain(folder: Path) -> None:
     write_picture(folder / "picture.png")
     assert run("explain", "small.onnx", "picture.png").exit_code == 0
     assert (folder / "explanations" / "explanations.jsonl").is_file()
+
+
+def test_a_head_that_is_not_trained(folder: Path) -> None:
+    """Nothing is called right that wasn't measured."""
+    message = "at 2 every class's gradients are zero"
+    with pytest.warns(UserWarning, match=message):
+        exported = run("export", "networks_of_the_test:fresh", "-o", "fresh.onnx", "--size", "32")
+    with pytest.warns(UserWarning, match=message):
+        verified = run("verify", "fresh.onnx")
+    for result in (exported, verified):
+        assert result.exit_code == 0
+        assert "not verified: zero for every class at 2" in result.stdout
+        assert "central differences" not in result.stdout
+    assert "of the gradients, which are zero, nothing can be said" in verified.stdout
+    assert "its gradients were zero, and not verified" in run("inspect", "fresh.onnx").stdout
 
 
 def test_export_of_a_file_that_takes_pictures(folder: Path) -> None:

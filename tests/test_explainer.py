@@ -452,7 +452,9 @@ def test_a_plain_model(tmp_path):
     del model.metadata_props[:]
     path = tmp_path / "resnet.onnx"
     path.write_bytes(model.SerializeToString())
-    with pytest.raises(ModelError, match=r"plain ONNX model.*onnxplain export .*resnet\.onnx -o explainer\.onnx"):
+    with pytest.raises(
+        ModelError, match=r"plain ONNX model.*onnxplain export .*resnet\.onnx -o explainer\.onnx"
+    ):
         Explainer(path)
 
 

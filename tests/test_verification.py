@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -99,6 +100,49 @@ def test_files_that_are_no_explainers(explainer: Path, tmp_path: Path) -> None:
 def test_it_is_deterministic(explainer: Path) -> None:
     first, second = verify(explainer), verify(explainer)
     assert np.array_equal([first.rules, first.gradients], [second.rules, second.gradients])
+
+
+def fresh_head(bias: float) -> nn.Module:
+    """Return a network like torchvision's new vision transformers, whose head's weights are zero."""
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Conv2d(3, 6, 3), nn.Sigmoid(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(6, 5)
+    )
+    nn.init.zeros_(model[4].weight)
+    nn.init.constant_(model[4].bias, bias)
+    return model
+
+
+@pytest.mark.parametrize("fp16", [False, True])
+@pytest.mark.parametrize("bias", [0.0, 0.7])
+def test_gradients_that_are_zero_are_no_success(bias: float, fp16: bool, tmp_path: Path) -> None:
+    """The file is kept, for weights may come later; but nobody is told that its gradients are right."""
+    path = tmp_path / "fresh.onnx"
+    message = "at 1 every class's gradients are zero .* usually the head isn't trained"
+    with pytest.warns(UserWarning, match=message) as caught:
+        report = export(fresh_head(bias), torch.zeros(1, 3, 16, 16), path, fp16=fp16)
+    assert sum("are zero" in str(warning.message) for warning in caught) == 1
+    assert report.verification.zero == ("1",)
+    assert report.manifest.verification["gradients"] is None
+    with pytest.warns(UserWarning, match=message):
+        assert verify(path).zero == ("1",)
+
+
+def test_of_several_layers_the_dead_one_is_named(tmp_path: Path) -> None:
+    model = fresh_head(0.0)
+    nn.init.ones_(model[4].weight)
+    nn.init.constant_(model[0].bias, -100.0)
+    model[1] = nn.ReLU()  # is never on
+    with pytest.warns(UserWarning, match="at 0 every class's gradients are zero"):
+        report = export(model, torch.zeros(1, 3, 16, 16), tmp_path / "dead.onnx", layer=["0", "1"])
+    assert report.verification.zero == ("0",)
+    assert verify_quietly(tmp_path / "dead.onnx") == ("0",)
+
+
+def verify_quietly(path: Path) -> tuple[str, ...]:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return verify(path).zero
 
 
 class Cancelling(nn.Module):

@@ -52,7 +52,7 @@ from onnxplain_export.verification import (
     relative_error,
     rounding_of_outputs,
     sized_as,
-    verify,
+    verification_of,
 )
 
 if TYPE_CHECKING:
@@ -276,6 +276,7 @@ def export(
         save(traced.model, draft)
         size = size_of(draft)
     warn_of_guess(preprocessing, evidence, stacklevel=2)
+    verification.warn_of_zeros(stacklevel=2)
     nodes = sum(1 for _ in traced.model.graph)
     return ExportReport(
         path=destination,
@@ -315,7 +316,7 @@ def _verified_half(
     """Verify a file in half precision by itself, and against the source's logits."""
     set_manifest(model, manifest)
     save(model, draft)
-    verification = verify(draft)
+    verification = verification_of(draft)
     with explainer_inside(draft, model, manifest) as (file, inside):
         logits = run_file(file, inside, probe, [])[LOGITS]
     return replace(verification, logits=check_half(logits, expected))

@@ -29,6 +29,7 @@ from __future__ import annotations
 
 import os
 import shlex
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -77,7 +78,8 @@ class Verification:
 
     `rules` is that of the float64 directional derivatives. The others are relative L2 errors of the float32
     file: `logits` from the source's, `gradients` from the same graph in float64, `autograd` from PyTorch's
-    gradients, of the median image; None without PyTorch.
+    gradients, of the median image; None without PyTorch. `zero` are the layers whose gradients are zero for
+    every class on all images: of these nothing was measured.
     """
 
     inputs: int
@@ -85,6 +87,7 @@ class Verification:
     logits: float
     gradients: float
     autograd: float | None
+    zero: tuple[str, ...] = ()
 
     def summary(self) -> dict[str, Any]:
         """Return what goes into the manifest, to one digit: the last ones differ between machines."""
@@ -92,8 +95,18 @@ class Verification:
             "reference": REFERENCE,
             "inputs": self.inputs,
             "logits": _one_digit(self.logits),
-            "gradients": _one_digit(self.rules),
+            "gradients": None if self.zero else _one_digit(self.rules),
         }
+
+    def warn_of_zeros(self, stacklevel: int) -> None:
+        """Warn, in one line, where gradients are zero, and say what that usually means."""
+        if self.zero:
+            warnings.warn(
+                f"at {' and '.join(self.zero)} every class's gradients are zero on random images, so that "
+                "maps will be blank, and no gradient was verified; usually the head isn't trained and its "
+                "weights are zero: load trained weights",
+                stacklevel=stacklevel + 1,
+            )
 
 
 def verify(path: str | os.PathLike[str]) -> Verification:
@@ -102,7 +115,7 @@ def verify(path: str | os.PathLike[str]) -> Verification:
     Returns
     -------
     Verification
-        The errors measured, all within tolerance.
+        The errors measured, all within tolerance. Where gradients are zero throughout, a warning says so.
 
     Raises
     ------
@@ -111,7 +124,13 @@ def verify(path: str | os.PathLike[str]) -> Verification:
     VerificationError
         An error is outside its tolerance.
     """
-    file = Path(path)
+    verification = verification_of(Path(path))
+    verification.warn_of_zeros(stacklevel=2)
+    return verification
+
+
+def verification_of(file: Path) -> Verification:
+    """Verify an explainer file as `verify` does, without its warning."""
     if not file.is_file():
         raise ModelError(f"there is no file {str(file)!r}")
     try:
@@ -350,6 +369,7 @@ def compare(
         logits=errors[LOGITS],
         gradients=max(errors[name] for name in gradients),
         autograd=max(autograd, default=None),
+        zero=tuple(layer.name for layer in layers if not own[layer.gradients].any()),
     )
     allowed = _allowed(errors, rounding, forward, gradients)
     _hold(

@@ -83,11 +83,11 @@ def _layer(layer: Layer) -> str:
 def _verification(verification: Mapping[str, Any]) -> str:
     if not verification:
         return "no"
+    logits = f"logits within {verification.get('logits')} of the source's"
+    if verification.get("gradients") is None:
+        return f"{logits}; its gradients were zero, and not verified"
     reference = verification.get("reference", "the reference")
-    return (
-        f"gradients within {verification.get('gradients')} of {reference}, "
-        f"logits within {verification.get('logits')} of the source's"
-    )
+    return f"gradients within {verification['gradients']} of {reference}, {logits}"
 
 
 def _dtype(onnx_type: str) -> str:

@@ -28,14 +28,25 @@ def command(file: Path) -> None:
     click.echo(f"Verifying {printable(str(file))} in float64 ...")
     verification = verify(file)
     click.echo(facts(verification_facts(verification, "the same graph in float64")))
-    click.echo("The explainer is right within rounding.")
+    if verification.zero:
+        click.echo(
+            "The logits are right within rounding; of the gradients, which are zero, nothing can be said."
+        )
+    else:
+        click.echo("The explainer is right within rounding.")
 
 
 def verification_facts(verification: Verification, source: str) -> list[tuple[str, str]]:
     """Return the relative errors that a verification measured, each with what it was measured against."""
+    logits = ("logits", f"{verification.logits:.1g} from {source}, with onnxruntime")
+    if verification.zero:
+        return [
+            logits,
+            ("gradients", f"not verified: zero for every class at {' and '.join(verification.zero)}"),
+        ]
     found = [
         ("gradient rules", f"{verification.rules:.1g} from central differences, in float64"),
-        ("logits", f"{verification.logits:.1g} from {source}, with onnxruntime"),
+        logits,
         ("gradients", f"{verification.gradients:.1g} from the same graph in float64"),
     ]
     if verification.autograd is not None:
