@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import re
 import runpy
+import sys
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,6 +15,7 @@ import click
 import onnx
 import pytest
 import skimage.data
+import torch
 import torchvision
 from PIL import Image
 
@@ -126,7 +129,7 @@ def test_the_readmes_first_step(folder: Path, monkeypatch: pytest.MonkeyPatch) -
     """With weights that need no download."""
     state = torchvision.models.resnet50(weights=None).state_dict()
     monkeypatch.setattr(torchvision.models._api.WeightsEnum, "get_state_dict", lambda *_, **__: state)
-    program, _ = code_blocks(README, "python")
+    program = code_blocks(README, "python")[0]
     exec(program, {})  # the document's own code
     manifest = Explainer("resnet50.onnx").manifest
     assert manifest.layers[0].name == "layer4"
@@ -135,10 +138,81 @@ def test_the_readmes_first_step(folder: Path, monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_the_readmes_second_step(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    _, explain = code_blocks(README, "python")
+    explain = code_blocks(README, "python")[1]
     exec(explain, {})  # the document's own code
     assert "Box" in capsys.readouterr().out
     assert (folder / "why.png").stat().st_size > 0
+
+
+MY_NETWORKS = """
+import torch
+from torch import nn
+
+def build(channels=1):
+    torch.manual_seed(0)
+    layers = nn.Conv2d(channels, 6, 3), nn.ReLU(), nn.Conv2d(6, 8, 3), nn.ReLU()
+    return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 10))
+"""
+
+
+@pytest.fixture
+def own(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A folder with what somebody with a network of their own has."""
+    (folder / "my_networks.py").write_text(MY_NETWORKS)
+    (folder / "labels.txt").write_text("\n".join(f"class {number}" for number in range(10)))
+    torch.manual_seed(0)
+    torch.save(torchvision.models.mobilenet_v2(num_classes=10).state_dict(), folder / "ft10.pth")
+    monkeypatch.syspath_prepend(folder)
+    import my_networks
+
+    torch.save(my_networks.build().state_dict(), folder / "weights.pth")
+    torch.onnx.export(
+        my_networks.build(3).eval(), (torch.zeros(1, 3, 32, 32),), folder / "classifier.onnx", verbose=False
+    )
+    yield folder
+    del sys.modules["my_networks"]
+
+
+def test_the_readmes_lines_for_an_own_network(own: Path) -> None:
+    section = README.partition("## Your own network\n")[2].partition("\n## ")[0]
+    lines = re.findall(r"\| `onnxplain (export .*?)` \|", section)
+    assert len(lines) == 3
+    for line in lines:
+        (own / "mine.onnx").unlink(missing_ok=True)
+        result = run(*line.split())
+        assert result.exit_code == 0, result.stderr
+        manifest = Explainer("mine.onnx").manifest
+        assert ("--labels" in line) == (manifest.labels is not None)
+
+
+def test_the_readmes_grey_network(own: Path) -> None:
+    program = code_blocks(README, "python")[2]
+    exec(program, {})  # the document's own code
+    explainer = Explainer("mine.onnx")
+    assert explainer.manifest.input.in_words() == "L, resized to 28x28, mean 0.1307, std 0.3081"
+    assert explainer.manifest.input.guessed == ()
+    assert str(explainer.explain("scene.png").label).startswith("digit ")
+
+
+def test_the_readmes_service(folder: Path) -> None:
+    from fastapi.testclient import TestClient
+
+    (folder / "mine.onnx").write_bytes(explainer_file("vgg_mlp").read_bytes())
+    names: dict[str, Any] = {}
+    exec(code_blocks(README, "python")[3], names)  # the document's own code
+    client = TestClient(names["app"])
+    picture = (folder / "scene.png").read_bytes()
+    expected = names["explainer"].explain(picture)
+    answer = client.post("/explain", content=picture)
+    assert answer.json() == {
+        "label": expected.label,
+        "probability": expected.probability,
+        "boxes": [list(box) for box in expected.boxes()],
+    }
+    assert expected.boxes()
+    refused = client.post("/explain", content=picture[:100])
+    assert refused.status_code == 400
+    assert "\n" not in refused.json()["detail"]
 
 
 def test_the_record_has_the_documented_keys(folder: Path) -> None:
