@@ -504,6 +504,7 @@ def test_gap_linear(head, tmp_path):
     np.testing.assert_allclose(gradients, np.broadcast_to(gradients[:1, :, :, :1, :1], gradients.shape))
 
 
+@pytest.mark.filterwarnings("ignore:the model ends in Softmax")
 @pytest.mark.parametrize("head", NOT_GAP_LINEAR)
 def test_other_heads(head, tmp_path):
     assert head_of(NOT_GAP_LINEAR[head](), tmp_path / "model.onnx") is None

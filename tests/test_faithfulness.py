@@ -237,6 +237,8 @@ def test_imputation_is_noisy(image):
     assert (noisy - exact)[:, missing].std() == pytest.approx(0.01, rel=0.1)
 
 
+# Their code transposes a tensor by numpy's function.
+@pytest.mark.filterwarnings("ignore:__array_wrap__:DeprecationWarning")
 def test_road_is_that_of_the_grad_cam_package(model, explainer, image, heat, monkeypatch):
     monkeypatch.setattr(theirs.NoisyLinearImputer.__init__, "__defaults__", (0, theirs.neighbors_weights))
     target = ClassifierOutputSoftmaxTarget(INDEX)

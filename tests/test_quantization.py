@@ -381,6 +381,7 @@ def cosine(a: Array, b: Array) -> float:
     return float(np.vdot(a, b) / np.linalg.norm(a) / np.linalg.norm(b))
 
 
+@pytest.mark.filterwarnings("ignore:the layer .* is taken before its quantiser")
 @pytest.mark.parametrize("options", OPTIONS)
 def test_every_layer(options: str, tmp_path: Path) -> None:
     """Right at each layer, at the image, and near the gradients of the network in float."""
@@ -402,6 +403,7 @@ def test_every_layer(options: str, tmp_path: Path) -> None:
         assert similarity > (0.999 if name == "maps" else 0.9), name
 
 
+@pytest.mark.filterwarnings("ignore:the layer .* is taken before its quantiser")
 def test_rounding_in_another_way(tmp_path: Path) -> None:
     """Halfway between two steps, onnxruntime rounds otherwise in whole numbers than in floats.
 
@@ -425,6 +427,7 @@ def test_rounding_in_another_way(tmp_path: Path) -> None:
         assert np.linalg.norm(one - other) > 1e-3 * np.linalg.norm(other)
 
 
+@pytest.mark.filterwarnings("ignore:the layer .* is taken before its quantiser")
 def test_one_reader_of_several(tmp_path: Path) -> None:
     """Of two pairs that quantise the same value alike, the layer is the one that is named."""
     _, quantised = write(tmp_path, "a pair for each reader")
@@ -578,6 +581,7 @@ def test_a_logit_that_is_cut_off(tmp_path: Path) -> None:
     np.testing.assert_allclose(a, b, rtol=0, atol=0.02 * np.abs(b).max())
 
 
+@pytest.mark.filterwarnings("ignore:the layer .* is taken before its quantiser")
 def test_what_is_cut_off_has_no_gradient(tmp_path: Path) -> None:
     """Behind a convolution stands its quantiser, which is its ReLU, too: it cuts off at both ends."""
     _, quantised = write(tmp_path)
