@@ -39,7 +39,8 @@ def without_weights(model: ir.Model) -> tuple[onnx.ModelProto, dict[str, Array]]
         tensor = value.const_value
         if tensor is None:
             continue
-        if tensor.nbytes >= _SMALL and tensor.dtype in _KINDS:
+        # What no node reads, onnxruntime drops before it takes the weights, and then fails to find it.
+        if tensor.nbytes >= _SMALL and tensor.dtype in _KINDS and value.uses():
             weights[name] = np.ascontiguousarray(tensor.numpy())
             shape = ir.Shape(weights[name].shape)
             value.const_value = ir.ExternalTensor(
