@@ -14,8 +14,6 @@ from onnxplain.errors import LayerError, SourceError
 from onnxplain.manifest import (
     GUIDED_GRADIENTS,
     IMAGE_GRADIENTS,
-    METADATA_KEY,
-    Manifest,
     Preprocessing,
     output_of_layer,
 )
@@ -235,11 +233,6 @@ def _grid_size(op: Op, traced: TracedModel, maps: FeatureMap) -> ir.Value | None
         return None
     size = op.Shape(traced.image, start=2)
     return op.Div(op.Mul(size, list(maps.size)), list(traced.size))
-
-
-def set_manifest(model: ir.Model, manifest: Manifest) -> None:
-    """Write the manifest into the model's metadata."""
-    model.metadata_props[METADATA_KEY] = manifest.to_json()
 
 
 class _OutputNames:

@@ -16,7 +16,7 @@ import onnxplain
 from onnxplain.errors import LayerError, SourceError, VerificationError
 from onnxplain.extras import require
 from onnxplain.manifest import Activation, Head, Layer, Manifest, Preprocessing
-from onnxplain_export.assemble import LOGITS, TracedModel, assemble, output_names, set_manifest
+from onnxplain_export.assemble import LOGITS, TracedModel, assemble, output_names
 from onnxplain_export.evidence import (
     Evidence,
     check_size,
@@ -27,7 +27,14 @@ from onnxplain_export.evidence import (
     stated_size,
     warn_of_guess,
 )
-from onnxplain_export.files import check_destination, check_not_source, moved_into_place, save, size_of
+from onnxplain_export.files import (
+    add_manifest,
+    check_destination,
+    check_not_source,
+    moved_into_place,
+    save,
+    size_of,
+)
 from onnxplain_export.front_end import FrontEnd
 from onnxplain_export.graph import is_quantised, skip_identities
 from onnxplain_export.half_precision import halve, largest_numbers
@@ -40,7 +47,7 @@ from onnxplain_export.pixels_check import check_pixels, explainer_inside
 from onnxplain_export.probe import Probe
 from onnxplain_export.reference_graph import Array, Arrays
 from onnxplain_export.rule_check import check_rules
-from onnxplain_export.running import reference_outputs, run_file
+from onnxplain_export.running import Values, reference_outputs, run_file
 from onnxplain_export.transform import Transform, preprocessing_of
 from onnxplain_export.verification import (
     Verification,
@@ -52,7 +59,7 @@ from onnxplain_export.verification import (
     relative_error,
     rounding_of_outputs,
     sized_as,
-    verification_of,
+    verify_model,
 )
 
 if TYPE_CHECKING:
@@ -240,40 +247,47 @@ def export(
         pixels=pixels,
     )
     probe = Probe.draw(preprocessing, num_classes, any_size=dynamic_size)
+    is_half = fp16 or traced.is_half
     with moved_into_place(destination, traced.model) as draft:
-        save(traced.model, draft)
-        with explainer_inside(draft, traced.model, manifest) as (file, inside):
-            checked = differentiated_layers(inside, manifest)
-            outputs = _run(file, inside, traced, probe, checked, map_outputs(manifest))
-            checked = sized_as(checked, probe, outputs)
-            progress("verifying the gradient rules in float64")
-            rules = check_rules(inside, checked, probe)
-            progress(f"verifying the file against {front.reference}")
-            expected = front.expected(probe, outputs, checked)
-            if dynamic_size:
-                _check_other_size(probe, outputs[LOGITS], expected[LOGITS])
-            own = reference_outputs(inside, checked, probe)
+        # In half precision it is another model that is written.
+        file = None if is_half else draft
+        if not is_half:
+            save(traced.model, draft)
+        inside = explainer_inside(traced.model, manifest)
+        checked = differentiated_layers(inside, manifest)
+        outputs = _run(
+            file if inside is traced.model else None, inside, traced, probe, checked, map_outputs(manifest)
+        )
+        checked = sized_as(checked, probe, outputs)
+        values = Values(inside, probe, outputs)
+        progress("verifying the gradient rules in float64")
+        rules = check_rules(values, checked)
+        progress(f"verifying the file against {front.reference}")
+        expected = front.expected(probe, outputs, checked)
+        if dynamic_size:
+            _check_other_size(probe, outputs[LOGITS], expected[LOGITS])
+        own = reference_outputs(values, checked)
 
-            def rounding() -> dict[str, float]:
-                maps = [layer for layer in checked if layer.activations in expected]
-                own_rounding = rounding_of_outputs(inside, checked, probe, own)
-                # The logits are compared with the source's, not with the graph's own.
-                return {**own_rounding, LOGITS: 0.0, **front.rounding(probe, expected, maps)}
+        def rounding() -> dict[str, float]:
+            maps = [layer for layer in checked if layer.activations in expected]
+            own_rounding = rounding_of_outputs(values, checked, own)
+            # The logits are compared with the source's, not with the graph's own.
+            return {**own_rounding, LOGITS: 0.0, **front.rounding(probe, expected, maps)}
 
-            verification = compare(probe, rules, outputs, own, expected, checked, rounding)
-            check_heatmap(inside, probe, manifest, outputs)
-            if pixels:
-                check_pixels(draft, traced.model, file, manifest)
-        if fp16 or traced.is_half:
+        verification = compare(probe, rules, outputs, own, expected, checked, rounding)
+        check_heatmap(inside, probe, manifest, outputs)
+        if pixels:
+            check_pixels(file, traced.model, inside, manifest)
+        if is_half:
             progress("turning it to float16, and verifying that")
             halve(traced, network, largest_numbers(inside, network, probe))
+            save(traced.model, draft)
             verification = replace(
                 _verified_half(draft, traced.model, manifest, probe, expected[LOGITS]),
                 autograd=verification.autograd,
             )
         manifest = replace(manifest, verification=verification.summary())
-        set_manifest(traced.model, manifest)
-        save(traced.model, draft)
+        add_manifest(draft, manifest)
         size = size_of(draft)
     warn_of_guess(preprocessing, evidence, stacklevel=2)
     verification.warn_of_zeros(stacklevel=2)
@@ -292,7 +306,7 @@ def export(
 
 
 def _run(
-    file: Path,
+    file: Path | None,
     model: ir.Model,
     traced: TracedModel,
     probe: Probe,
@@ -314,11 +328,9 @@ def _verified_half(
     draft: Path, model: ir.Model, manifest: Manifest, probe: Probe, expected: Array
 ) -> Verification:
     """Verify a file in half precision by itself, and against the source's logits."""
-    set_manifest(model, manifest)
-    save(model, draft)
-    verification = verification_of(draft)
-    with explainer_inside(draft, model, manifest) as (file, inside):
-        logits = run_file(file, inside, probe, [])[LOGITS]
+    verification = verify_model(draft, model, manifest, probe)
+    inside = explainer_inside(model, manifest)
+    logits = run_file(draft if inside is model else None, inside, probe, [])[LOGITS]
     return replace(verification, logits=check_half(logits, expected))
 
 

@@ -11,7 +11,8 @@ import onnx_ir as ir
 
 from onnxplain.errors import OnnxplainError, OutputError
 from onnxplain.files import check_apart, folder_aside, is_same_file
-from onnxplain.manifest import METADATA_KEY
+from onnxplain.manifest import METADATA_KEY, Manifest
+from onnxplain_export.protobuf import pieces
 
 # A protobuf file can't be larger than 2 GiB; above, the weights go to a file of their own.
 EXTERNAL_DATA_THRESHOLD = 2**31 - 2**24
@@ -96,7 +97,22 @@ def moved_into_place(destination: Path, model: ir.Model) -> Iterator[Path]:
 
 def save(model: ir.Model, path: Path) -> None:
     """Write a model; weights above 2 GB go to `NAME.data` beside the file."""
-    ir.save(model, path, external_data=external_data_of(path).name if _needs_data(model) else None)
+    if _needs_data(model):
+        ir.save(model, path, external_data=external_data_of(path).name)
+        return
+    with path.open("wb") as file:
+        file.writelines(pieces(model))
+
+
+def add_manifest(path: Path, manifest: Manifest) -> None:
+    """Add a manifest to the file of a model that has no metadata yet; the rest of it stays as it was written.
+
+    Protobuf reads messages that follow each other as one, and metadata are the last field of a model's.
+    """
+    metadata = onnx.ModelProto()
+    onnx.helper.set_model_props(metadata, {METADATA_KEY: manifest.to_json()})
+    with path.open("ab") as file:
+        file.write(metadata.SerializeToString())
 
 
 def size_of(path: Path) -> int:

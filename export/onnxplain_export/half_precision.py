@@ -12,10 +12,7 @@ of the rounded network, exactly.
 
 from __future__ import annotations
 
-import tempfile
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from pathlib import Path
+from collections.abc import Collection, Iterable, Mapping, Sequence
 
 import numpy as np
 import onnx
@@ -23,7 +20,6 @@ import onnx_ir as ir
 from onnx_ir.passes.common import LiftConstantsToInitializersPass, TopologicalSortPass
 
 from onnxplain_export.assemble import CLASS_INDEX, INPUT, LOGITS, TracedModel
-from onnxplain_export.files import save
 from onnxplain_export.graph import is_half, operand, skip_identities
 from onnxplain_export.onnx_session import run_graph
 from onnxplain_export.probe import Probe
@@ -89,18 +85,13 @@ def _widened(tensor: ir.TensorProtocol) -> ir.TensorProtocol:
     return ir.tensor(tensor.numpy().astype(np.float32), name=tensor.name)
 
 
-@contextmanager
-def as_float32(path: Path, model: ir.Model) -> Iterator[tuple[Path, ir.Model]]:
-    """Give a file in half precision widened to float32, as a file and a graph; any other as it is."""
+def as_float32(model: ir.Model) -> ir.Model:
+    """Return a model in half precision widened to float32; any other as it is."""
     if not is_half(model.graph):
-        yield path, model
-        return
+        return model
     wide = model.clone()
     widen(wide.graph)
-    with tempfile.TemporaryDirectory() as folder:
-        file = Path(folder) / "float32.onnx"
-        save(wide, file)
-        yield file, wide
+    return wide
 
 
 def halve(traced: TracedModel, own: Collection[ir.Node], largest: Mapping[str, float]) -> None:

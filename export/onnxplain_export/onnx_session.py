@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
 import onnx_ir as ir
 import onnxruntime
 
-from onnxplain_export.files import save
+from onnxplain_export.protobuf import without_weights
 from onnxplain_export.reference_graph import Arrays
 
 
 def session_of(
-    model: bytes | Path, folder: Path | None = None, *, optimised: bool = False
+    model: ir.Model | bytes | Path, folder: Path | None = None, *, optimised: bool = False
 ) -> onnxruntime.InferenceSession:
-    """Load a model for onnxruntime's CPU provider; `folder` holds the external data of one in memory.
+    """Load a model for onnxruntime's CPU provider; `folder` holds the external data of one in bytes.
 
     By default it runs as it's written. Optimised, quantised networks round otherwise, in ways that depend on
     what else is asked of it: the results differ by per cents.
@@ -31,6 +30,11 @@ def session_of(
         options.add_session_config_entry(
             "session.model_external_initializers_file_folder_path", str(folder.resolve())
         )
+    if isinstance(model, ir.Model):
+        proto, weights = without_weights(model)
+        values = [onnxruntime.OrtValue.ortvalue_from_numpy(array) for array in weights.values()]
+        options.add_external_initializers(list(weights), values)
+        model = proto.SerializeToString()
     return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
 
 
@@ -39,7 +43,4 @@ def run_graph(model: ir.Model, outputs: Sequence[str], feeds: Arrays) -> Arrays:
     copy = model.clone()
     values = ir.convenience.create_value_mapping(copy.graph)
     copy.graph.outputs[:] = [values[name] for name in outputs]
-    with tempfile.TemporaryDirectory() as folder:
-        file = Path(folder) / "model.onnx"
-        save(copy, file)
-        return dict(zip(outputs, session_of(file).run(list(outputs), feeds), strict=True))
+    return dict(zip(outputs, session_of(copy).run(list(outputs), feeds), strict=True))

@@ -6,9 +6,6 @@ compared with the runtime's own functions, on pictures of several sizes.
 
 from __future__ import annotations
 
-import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +17,6 @@ from onnxplain.heatmap import heatmap
 from onnxplain.manifest import Manifest, Preprocessing
 from onnxplain.preprocessing import View, preprocess
 from onnxplain_export.assemble import CLASS_INDEX, HEATMAP, INPUT, LOGITS
-from onnxplain_export.files import save
 from onnxplain_export.graph import is_quantised
 from onnxplain_export.onnx_session import session_of
 from onnxplain_export.pixels import NORMALISED
@@ -33,27 +29,23 @@ SAME_LOGITS = 1e-4
 SAME_HEATMAP = 1e-4
 
 
-@contextmanager
-def explainer_inside(path: Path, model: ir.Model, manifest: Manifest) -> Iterator[tuple[Path, ir.Model]]:
-    """Give the explainer in a file that takes normalised images, as a file and a graph.
+def explainer_inside(model: ir.Model, manifest: Manifest) -> ir.Model:
+    """Return the explainer in one that takes pictures, which takes normalised images; any other as it is.
 
-    That is the file itself, but where it takes pictures. Then it is what stands behind their preprocessing,
-    without the heatmap, which lies on the picture.
+    It is what stands behind their preprocessing, without the heatmap, which lies on the picture.
     """
     if not manifest.pixels:
-        yield path, model
-        return
+        return model
     outputs = [str(value.name) for value in model.graph.outputs if value.name != HEATMAP]
     inside = _part(model, [NORMALISED, CLASS_INDEX], outputs)
     inside.graph.inputs[0].name = INPUT
-    with tempfile.TemporaryDirectory() as folder:
-        file = Path(folder) / "inside.onnx"
-        save(inside, file)
-        yield file, inside
+    return inside
 
 
-def check_pixels(path: Path, model: ir.Model, inside: Path, manifest: Manifest) -> None:
+def check_pixels(path: Path | None, model: ir.Model, inside: ir.Model, manifest: Manifest) -> None:
     """Check a file that takes pictures against the runtime, and against the explainer inside.
+
+    Where it isn't written, its model is run from memory.
 
     Raises
     ------
@@ -61,26 +53,23 @@ def check_pixels(path: Path, model: ir.Model, inside: Path, manifest: Manifest) 
         It preprocesses otherwise, or puts its heatmap elsewhere.
     """
     optimised = not is_quantised(model.graph)
-    whole, network = session_of(path, optimised=optimised), session_of(inside, optimised=optimised)
+    whole, network = (session_of(source, optimised=optimised) for source in (path or model, inside))
     names = [
         LOGITS,
         *([*map(manifest.cam, manifest.layers), HEATMAP] if manifest.heatmap else []),
     ]
-    with tempfile.TemporaryDirectory() as folder:
-        front_file = Path(folder) / "front.onnx"
-        save(_part(model, [INPUT], [NORMALISED]), front_file)
-        front = session_of(front_file)
-        for pictures in _pictures(manifest.input):
-            classes = np.tile([[-1, 0]], (len(pictures), 1))
-            (tensors,) = front.run([NORMALISED], {INPUT: pictures})
-            view = _check_preprocessing(pictures, tensors, manifest.input)
-            results = whole.run(names, {INPUT: pictures, CLASS_INDEX: classes})
-            found = dict(zip(names, results, strict=True))
-            (logits,) = network.run([LOGITS], {INPUT: tensors, CLASS_INDEX: classes})
-            if not np.allclose(found[LOGITS], logits, rtol=0, atol=SAME_LOGITS * np.abs(logits).max()):
-                raise _wrong("explains another image than it preprocesses", pictures)
-            if manifest.heatmap is not None:
-                _check_places(found[HEATMAP], [found[name] for name in names[1:-1]], view, pictures)
+    front = session_of(_part(model, [INPUT], [NORMALISED]))
+    for pictures in _pictures(manifest.input):
+        classes = np.tile([[-1, 0]], (len(pictures), 1))
+        (tensors,) = front.run([NORMALISED], {INPUT: pictures})
+        view = _check_preprocessing(pictures, tensors, manifest.input)
+        results = whole.run(names, {INPUT: pictures, CLASS_INDEX: classes})
+        found = dict(zip(names, results, strict=True))
+        (logits,) = network.run([LOGITS], {INPUT: tensors, CLASS_INDEX: classes})
+        if not np.allclose(found[LOGITS], logits, rtol=0, atol=SAME_LOGITS * np.abs(logits).max()):
+            raise _wrong("explains another image than it preprocesses", pictures)
+        if manifest.heatmap is not None:
+            _check_places(found[HEATMAP], [found[name] for name in names[1:-1]], view, pictures)
 
 
 def _part(model: ir.Model, inputs: list[str], outputs: list[str]) -> ir.Model:

@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 from onnx.reference.op_run import OpRun
 from onnx.reference.ops import op_max_pool, op_resize
+from scipy.special import erf
 
 from onnxplain_export import reference_recurrent
 from onnxplain_export.quantised_numbers import along, dequantised
@@ -20,11 +21,6 @@ Array = npt.NDArray[Any]
 # Its code has no types.
 _MaxPool: Any = op_max_pool.MaxPool
 _Resize: Any = op_resize.Resize
-
-
-def _erf(x: Array) -> Array:
-    """Numpy has none."""
-    return np.fromiter(map(math.erf, x.ravel().tolist()), np.float64, x.size).reshape(x.shape)
 
 
 class GatherElements(OpRun):
@@ -97,7 +93,7 @@ class Erf(OpRun):
     op_domain = ""
 
     def _run(self, x: Array) -> tuple[Any, ...]:
-        return (_erf(x).astype(x.dtype),)
+        return (erf(x).astype(x.dtype),)
 
 
 class Gelu(OpRun):
@@ -109,8 +105,31 @@ class Gelu(OpRun):
         if approximate == "tanh":
             cumulative = (1 + np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3))) / 2
         else:
-            cumulative = (1 + _erf(x / math.sqrt(2))) / 2
+            cumulative = (1 + erf(x / math.sqrt(2))) / 2
         return ((x * cumulative).astype(x.dtype),)
+
+
+class Conv(OpRun):
+    """The evaluator's own gathers windows number by number, which takes longer than to multiply them."""
+
+    op_domain = ""
+
+    def _run(self, x: Array, w: Array, b: Array | None = None, **attributes: Any) -> tuple[Any, ...]:
+        groups, kernel = attributes["group"], w.shape[2:]
+        axes = _axes(x.shape[2:], {**attributes, "kernel_shape": kernel, "ceil_mode": 0})
+        margins = [axis.margins for axis in axes]
+        padded = np.pad(x, [(0, 0), (0, 0), *margins]) if np.any(margins) else x
+        counts = [axis.count for axis in axes]
+        kernels = w.reshape(groups, len(w) // groups, -1)
+        result = np.empty((len(x), groups, len(w) // groups, math.prod(counts)), x.dtype)
+        # Image by image, so that the windows, which hold most numbers several times, stay few.
+        for image, numbers in zip(result, padded, strict=True):
+            windows = np.moveaxis(_sliding(numbers, axes), range(1, 1 + len(axes)), range(-len(axes), 0))
+            np.matmul(kernels, windows.reshape(groups, kernels.shape[2], -1), out=image)
+        result = result.reshape(len(x), len(w), *counts)
+        if b is not None:
+            result += b.reshape(-1, *[1] * len(axes))
+        return (result,)
 
 
 class ConvTranspose(OpRun):
@@ -205,8 +224,8 @@ def _axes(size: Sequence[int], attributes: dict[str, Any]) -> list[_Axis]:
         else:
             room = length + start + end - span
             count = 1 + (-(-room // stride) if attributes["ceil_mode"] else room // stride)
-            # A window that begins behind the input is none.
-            if (count - 1) * stride >= length + start:
+            # A last window that begins behind the input is none.
+            if attributes["ceil_mode"] and (count - 1) * stride >= length + start:
                 count -= 1
         axes.append(_Axis(length, width, stride, dilation, start, end, count))
     return axes
@@ -215,13 +234,17 @@ def _axes(size: Sequence[int], attributes: dict[str, Any]) -> list[_Axis]:
 def _windows(x: Array, axes: Sequence[_Axis], fill: float) -> Array:
     """Return the elements of each window, [..., *counts, elements]; what lies beyond the input is `fill`."""
     kept = [(0, 0)] * (x.ndim - len(axes))
-    padded = np.pad(x, [*kept, *(axis.margins for axis in axes)], constant_values=fill)
-    places = tuple(range(x.ndim - len(axes), x.ndim))
+    windows = _sliding(np.pad(x, [*kept, *(axis.margins for axis in axes)], constant_values=fill), axes)
+    return windows.reshape(*windows.shape[: x.ndim], -1)
+
+
+def _sliding(padded: Array, axes: Sequence[_Axis]) -> Array:
+    """Return a view of the windows of something padded, [..., *counts, *kernel]."""
+    places = tuple(range(padded.ndim - len(axes), padded.ndim))
     windows: Any = np.lib.stride_tricks.sliding_window_view(padded, [axis.span for axis in axes], axis=places)
     firsts = [slice(0, axis.stride * axis.count, axis.stride) for axis in axes]
     inside = [slice(None, None, axis.dilation) for axis in axes]
-    windows = windows[(..., *firsts, *inside)]
-    result: Array = windows.reshape(*windows.shape[: x.ndim], -1)
+    result: Array = windows[(..., *firsts, *inside)]
     return result
 
 
@@ -480,6 +503,7 @@ class DequantizeLinear(OpRun):
 OPERATORS = [
     AveragePool,
     Col2Im,
+    Conv,
     ConvTranspose,
     DequantizeLinear,
     Erf,

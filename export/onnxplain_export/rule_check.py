@@ -16,16 +16,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-import onnx_ir as ir
 
 from onnxplain.errors import VerificationError
 from onnxplain.manifest import Layer
 from onnxplain_export.assemble import CLASS_INDEX, EXPLAINED
 from onnxplain_export.feature_map import FeatureMap
-from onnxplain_export.probe import Probe
 from onnxplain_export.ranges import Range, range_of
 from onnxplain_export.reference_graph import Array, Arrays, ReferenceGraph
-from onnxplain_export.running import evaluate, scores_of, side_inputs, tap_of, values_of
+from onnxplain_export.running import Values, scores_of, side_inputs, tap_of, values_of
 
 TOLERANCE = 1e-6
 # The longer a step, the less the logits' rounding counts, but the more kinks it crosses.
@@ -38,7 +36,7 @@ AGREEING = 2
 ROUNDING = 1e-15
 
 
-def check_rules(model: ir.Model, layers: Sequence[Layer], probe: Probe) -> float:
+def check_rules(values: Values, layers: Sequence[Layer]) -> float:
     """Compare the gradients with central differences of the logits, in float64.
 
     Only the part of the graph behind the target layer is evaluated in float64. What it takes from the part
@@ -60,14 +58,15 @@ def check_rules(model: ir.Model, layers: Sequence[Layer], probe: Probe) -> float
         difference of the logits says otherwise, there is no error.
     """
     weights: Arrays = {}
-    return max(_rules_error(model, layer, probe, weights) for layer in layers)
+    return max(_rules_error(values, layer, weights) for layer in layers)
 
 
-def _rules_error(model: ir.Model, layer: Layer, probe: Probe, weights: Arrays) -> float:
+def _rules_error(of_file: Values, layer: Layer, weights: Arrays) -> float:
+    model, probe = of_file.model, of_file.probe
     tap = tap_of(model, layer)
     scores = scores_of(model)
     inputs = [tap, *side_inputs(model, tap)]
-    values = evaluate(model, inputs, probe)
+    values = of_file.of(inputs)
     outputs = [scores, EXPLAINED, layer.gradients]
     whole = ReferenceGraph(model, [*inputs, CLASS_INDEX], outputs, weights)
     forward = ReferenceGraph(model, inputs, [scores], weights)

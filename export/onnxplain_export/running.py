@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
 import onnx_ir as ir
-import onnxruntime
 
 from onnxplain.manifest import Layer
 from onnxplain_export.assemble import CLASS_INDEX, EXPLAINED, INPUT, LOGITS
 from onnxplain_export.feature_map import FeatureMap
-from onnxplain_export.files import save
 from onnxplain_export.graph import (
     before_quantiser,
     downstream,
@@ -27,33 +24,71 @@ from onnxplain_export.reference_graph import Arrays, ReferenceGraph
 
 
 def run_file(
-    path: Path, model: ir.Model, probe: Probe, layers: Sequence[Layer], others: Sequence[str] = ()
+    path: Path | None, model: ir.Model, probe: Probe, layers: Sequence[Layer], others: Sequence[str] = ()
 ) -> Arrays:
-    """Run the file that a model was written to on a probe, in float32 with onnxruntime's CPU provider."""
+    """Run the file that a model was written to on a probe, in float32 with onnxruntime's CPU provider.
+
+    Where it isn't written, as a part of a file's model isn't, the model is run from memory.
+    """
     tensors = [name for layer in layers for name in (layer.activations, layer.gradients) if name != INPUT]
     names = [LOGITS, EXPLAINED, *tensors, *others]
-    session = _session(path, model)
+    session = session_of(path or model, optimised=_is_optimised(model))
     results = session.run(names, {INPUT: probe.image, CLASS_INDEX: probe.class_index})
     return dict(zip(names, results, strict=True))
 
 
-def reference_outputs(
-    model: ir.Model, layers: Sequence[Layer], probe: Probe, *, in_float64: bool = True
-) -> Arrays:
+class Values:
+    """Values of a model as its file computes them on a probe, in float32; what was asked is kept.
+
+    Parameters
+    ----------
+    model, probe
+        The model and what it runs on.
+    known
+        What its file put out.
+    """
+
+    def __init__(self, model: ir.Model, probe: Probe, known: Arrays) -> None:
+        self.model = model
+        self.probe = probe
+        self._known = {**known, INPUT: probe.image, CLASS_INDEX: probe.class_index}
+        self._kept: dict[tuple[str, ...], Arrays] = {}
+
+    def of(self, names: Sequence[str]) -> Arrays:
+        """Return values by name, and the inputs: all of one run, that of the file where it has them all."""
+        key = tuple(names)
+        if key not in self._kept:
+            self._kept[key] = self._evaluated(names)
+        return dict(self._kept[key])
+
+    def _evaluated(self, names: Sequence[str]) -> Arrays:
+        feeds = {INPUT: self.probe.image, CLASS_INDEX: self.probe.class_index}
+        if all(name in self._known for name in names):
+            return {**feeds, **{name: self._known[name] for name in names}}
+        asked = [name for name in names if name not in feeds]
+        copy = self.model.clone()
+        values = values_of(copy)
+        copy.graph.outputs.extend(values[name] for name in asked if not values[name].is_graph_output())
+        results = session_of(copy, optimised=_is_optimised(self.model)).run(asked, feeds)
+        return {**feeds, **dict(zip(asked, results, strict=True))}
+
+
+def reference_outputs(values: Values, layers: Sequence[Layer], *, in_float64: bool = True) -> Arrays:
     """Return a graph's logits and gradients by reference, at its file's activations and decisions.
 
     Its decisions are which units are on, where a maximum stands, what a quantiser rounds to. Made anew in
     float64, those within rounding of a kink could fall otherwise, and a gradient jumps there. They are read
-    off a copy of the file that puts them out too, and no number more: onnxruntime fuses nothing over an
+    off a copy of the model that puts them out too, and no number more: onnxruntime fuses nothing over an
     output, and what isn't fused rounds otherwise.
     """
     outputs: Arrays = {}
     weights: Arrays = {}
+    model = values.model
     for layer in layers:
         tap = tap_of(model, layer)
         numbers, decisions = [tap, *side_inputs(model, tap)], _decisions(model, tap)
         inputs = list(dict.fromkeys([*numbers, *decisions, CLASS_INDEX]))
-        given = evaluate(model, numbers, probe) | evaluate(model, decisions, probe)
+        given = values.of(numbers) | values.of(decisions)
         part = ReferenceGraph(model, inputs, [LOGITS, layer.gradients], weights, in_float64=in_float64)
         outputs |= part.run(given)
     return outputs
@@ -116,25 +151,11 @@ def side_inputs(model: ir.Model, tap: str) -> list[str]:
     return [name for name in dict.fromkeys(crossing) if name is not None]
 
 
-def evaluate(model: ir.Model, names: Sequence[str], probe: Probe) -> Arrays:
-    """Evaluate values of a model as its file does, in float32: they are asked for beside its outputs."""
-    feeds = {INPUT: probe.image, CLASS_INDEX: probe.class_index}
-    asked = [name for name in names if name not in feeds]
-    copy = model.clone()
-    values = values_of(copy)
-    copy.graph.outputs.extend(values[name] for name in asked if not values[name].is_graph_output())
-    with tempfile.TemporaryDirectory() as folder:
-        file = Path(folder) / "copy.onnx"
-        save(copy, file)
-        results = _session(file, model).run(asked, feeds) if asked else []
-    return {**feeds, **dict(zip(asked, results, strict=True))}
-
-
-def _session(file: Path, model: ir.Model) -> onnxruntime.InferenceSession:
-    """Load the file of a model, optimised as users load it; but a quantised one as it's written.
+def _is_optimised(model: ir.Model) -> bool:
+    """Say whether a model runs optimised, as users run it; a quantised one runs as it's written.
 
     Optimising, onnxruntime joins the nodes between quantisers into ones of whole numbers. These round
     otherwise, and which it joins depends on what else is asked of the file: the logits of one network then
     differ by per cents.
     """
-    return session_of(file, optimised=not is_quantised(model.graph))
+    return not is_quantised(model.graph)

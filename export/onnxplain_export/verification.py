@@ -50,13 +50,13 @@ from onnxplain_export.assemble import (
     INPUT,
     LOGITS,
 )
-from onnxplain_export.graph import is_half, static_dims
+from onnxplain_export.graph import static_dims
 from onnxplain_export.half_precision import as_float32, logits_in_half
 from onnxplain_export.maps import check_emitted
 from onnxplain_export.pixels_check import check_pixels, explainer_inside
 from onnxplain_export.probe import Probe
 from onnxplain_export.reference_graph import Array, Arrays, ReferenceGraph
-from onnxplain_export.running import reference_outputs, run_file
+from onnxplain_export.running import Values, reference_outputs, run_file
 
 REFERENCE = "float64 directional derivatives"
 LOGITS_TOLERANCE = 1e-4
@@ -124,13 +124,7 @@ def verify(path: str | os.PathLike[str]) -> Verification:
     VerificationError
         An error is outside its tolerance.
     """
-    verification = verification_of(Path(path))
-    verification.warn_of_zeros(stacklevel=2)
-    return verification
-
-
-def verification_of(file: Path) -> Verification:
-    """Verify an explainer file as `verify` does, without its warning."""
+    file = Path(path)
     if not file.is_file():
         raise ModelError(f"there is no file {str(file)!r}")
     try:
@@ -152,16 +146,7 @@ def verification_of(file: Path) -> Verification:
     any_size = image is not None and None in static_dims(image)[2:] and not manifest.pixels
     probe = Probe.draw(manifest.input, _num_classes(model, file), any_size=any_size)
     try:
-        with (
-            as_float32(file, model) as (plain_file, plain),
-            explainer_inside(plain_file, plain, manifest) as (inside_file, inside),
-        ):
-            verification = _verify(inside_file, inside, manifest, probe)
-            if manifest.pixels:
-                check_pixels(plain_file, plain, inside_file, manifest)
-            if is_half(model.graph):
-                logits = run_file(inside_file, inside, probe, [])[LOGITS]
-                _verify_half(file, model, manifest, probe, logits)
+        verification = verify_model(file, model, manifest, probe)
     except VerificationError:
         raise
     except Exception as error:  # whatever a damaged or hostile file makes its readers raise
@@ -169,15 +154,37 @@ def verification_of(file: Path) -> Verification:
         raise ModelError(
             f"{str(file)!r} doesn't run as its manifest says ({reason}); export it again"
         ) from error
+    verification.warn_of_zeros(stacklevel=2)
     return verification
 
 
-def _verify(file: Path, model: ir.Model, manifest: Manifest, probe: Probe) -> Verification:
+def verify_model(file: Path, model: ir.Model, manifest: Manifest, probe: Probe) -> Verification:
+    """Verify an explainer whose file is read, or was just written.
+
+    Raises
+    ------
+    VerificationError
+        An error is outside its tolerance.
+    """
+    wide = as_float32(model)
+    wide_file = file if wide is model else None
+    inside = explainer_inside(wide, manifest)
+    verification = _verify(wide_file if inside is model else None, inside, manifest, probe)
+    if manifest.pixels:
+        check_pixels(wide_file, wide, inside, manifest)
+    if wide is not model:
+        logits = run_file(None, inside, probe, [])[LOGITS]
+        _verify_half(file, model, manifest, probe, logits)
+    return verification
+
+
+def _verify(file: Path | None, model: ir.Model, manifest: Manifest, probe: Probe) -> Verification:
     layers = differentiated_layers(model, manifest)
     outputs = run_file(file, model, probe, layers, map_outputs(manifest))
     layers = sized_as(layers, probe, outputs)
-    rules = rule_check.check_rules(model, layers, probe)
-    own = reference_outputs(model, layers, probe)
+    values = Values(model, probe, outputs)
+    rules = rule_check.check_rules(values, layers)
+    own = reference_outputs(values, layers)
     verification = compare(
         probe,
         rules,
@@ -185,7 +192,7 @@ def _verify(file: Path, model: ir.Model, manifest: Manifest, probe: Probe) -> Ve
         own,
         {LOGITS: own[LOGITS]},
         layers,
-        lambda: rounding_of_outputs(model, layers, probe, own),
+        lambda: rounding_of_outputs(values, layers, own),
     )
     check_heatmap(model, probe, manifest, outputs)
     return verification
@@ -193,9 +200,9 @@ def _verify(file: Path, model: ir.Model, manifest: Manifest, probe: Probe) -> Ve
 
 def _verify_half(file: Path, model: ir.Model, manifest: Manifest, probe: Probe, expected: Array) -> None:
     """Check that rounding to float16 leaves the logits near those expected, in the file and by reference."""
-    with explainer_inside(file, model, manifest) as (inside_file, inside):
-        check_half(run_file(inside_file, inside, probe, [])[LOGITS], expected)
-        check_half(logits_in_half(inside, probe), expected[:1])
+    inside = explainer_inside(model, manifest)
+    check_half(run_file(file if inside is model else None, inside, probe, [])[LOGITS], expected)
+    check_half(logits_in_half(inside, probe), expected[:1])
 
 
 def check_half(logits: Array, expected: Array) -> float:
@@ -277,10 +284,10 @@ def _maps(manifest: Manifest, outputs: Arrays, dtype: type[np.floating[Any]]) ->
 
 
 def rounding_of_outputs(
-    model: ir.Model, layers: Sequence[Layer], probe: Probe, exact: Mapping[str, Array]
+    values: Values, layers: Sequence[Layer], exact: Mapping[str, Array]
 ) -> dict[str, float]:
     """Return how far logits and gradients by reference are, in the graph's own precision, from float64."""
-    rounded = reference_outputs(model, layers, probe, in_float64=False)
+    rounded = reference_outputs(values, layers, in_float64=False)
     names = [LOGITS, *(layer.gradients for layer in layers)]
     return {name: relative_error(rounded[name], exact[name]) for name in names}
 
