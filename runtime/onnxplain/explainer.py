@@ -231,7 +231,8 @@ class Explainer:
         ----------
         images
             The pictures, each as in `explain`, of any sizes. When the next is asked for, an array may be
-            filled again, and a file closed.
+            filled again, and a file closed. An error of the iterable's own is raised after the explanations
+            of all pictures before it.
         target, method, layer, eigen_smooth, aug_smooth
             As in `explain`.
 
