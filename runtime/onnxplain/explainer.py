@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from onnxplain.errors import MethodError, ModelError, TargetError
 from onnxplain.explanation import Explanation, on_common_scale
+from onnxplain.explanations import Explanations
 from onnxplain.files import stamp
 from onnxplain.image_methods import IMAGE, IMAGE_METHODS, Subject, check_image_method
 from onnxplain.images import BinaryFile, Image, PillowImage, kept, read_picture
@@ -242,7 +243,7 @@ class Explainer:
         Returns
         -------
         list of Explanation
-            One a class, in the order of `targets`, or the most likely first.
+            One a class, in the order of `targets`, or the most likely first. A notebook shows them in a row.
 
         Raises
         ------
@@ -258,7 +259,7 @@ class Explainer:
             raise TypeError("targets is a list of classes; for one class, call explain")
         how = self._how(method, layer, eigen_smooth, aug_smooth, progress)
         found = self._run([image], [list(targets)], how, reduced)[0]
-        return on_common_scale(found) if common_scale else found
+        return Explanations(on_common_scale(found) if common_scale else found)
 
     def stream(
         self,
