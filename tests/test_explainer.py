@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import FrozenInstanceError, replace
 
@@ -10,6 +11,7 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
+from PIL import Image
 
 from onnxplain import (
     Explainer,
@@ -305,6 +307,17 @@ def test_wrong_calls(explainer):
         explainer.explain_classes(IMAGES[0], [1], top=2)
     with pytest.raises(TypeError, match="call explain"):
         explainer.explain_classes(IMAGES[0], "class 1")
+
+
+def test_one_picture_is_no_batch(explainer, tmp_path):
+    path = tmp_path / "picture.png"
+    Image.fromarray(IMAGES[0]).save(path)
+    data = path.read_bytes()
+    with path.open("rb") as file, Image.open(path) as picture:
+        for one in (path, str(path), data, IMAGES[0], file, io.BytesIO(data), picture):
+            with pytest.raises(TypeError, match=r"a list of pictures or an array .*; for one, call explain"):
+                explainer.explain_batch(one)
+        assert len(explainer.explain_batch([file, picture])) == 2
 
 
 def test_nothing_runs_for_a_wrong_target(explainer, monkeypatch):

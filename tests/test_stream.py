@@ -94,14 +94,60 @@ def test_wrong_calls(explainer):
         Explainer(session=explainer._session, threads=1)
 
 
-def test_an_error_of_the_iterable_ends_the_stream(explainer):
+def broken(count, error):
+    """Pictures, and then an error."""
+    for number in range(count):
+        yield IMAGES[number % len(IMAGES)]
+    raise error
+
+
+@pytest.mark.parametrize("count", [0, 1, 3, MOST - 1, MOST, 50])
+@pytest.mark.parametrize("threads", [1, None])
+def test_an_error_of_the_iterable_comes_after_all_that_was_before_it(count, threads):
+    error = OSError("unplugged")
+    stream = Explainer(tiny_explainer(), threads=threads).stream(broken(count, error))
+    found = []
+    with pytest.raises(OSError, match="unplugged") as caught:
+        found.extend(stream)
+    assert [one.image.shape for one in found] == [IMAGES[n % len(IMAGES)].shape for n in range(count)]
+    assert caught.value is error
+    assert (error.__cause__, error.__context__) == (None, None)
+    assert [entry.name for entry in caught.traceback][-1] == "broken"
+    assert not running()
+    assert list(stream) == []
+
+
+def test_a_bad_picture_before_an_error_of_the_iterable_comes_first(explainer):
     def camera():
-        yield from IMAGES[:3]
+        yield from [*IMAGES[:2], b"no picture", *IMAGES[:2]]
         raise OSError("unplugged")
 
-    with pytest.raises(OSError, match="unplugged"):
-        list(explainer.stream(camera()))
+    stream = explainer.stream(camera())
+    assert [one.image.shape for one in itertools.islice(stream, 2)] == [image.shape for image in IMAGES[:2]]
+    with pytest.raises(ImageError, match="not a picture"):
+        next(stream)
+
+
+def test_who_stops_before_an_error_of_the_iterable_never_sees_it(explainer):
+    stream = explainer.stream(broken(20, OSError("unplugged")))
+    assert len(list(itertools.islice(stream, 19))) == 19
+    stream.close()
     assert not running()
+
+
+def test_an_interruption_does_not_wait(explainer):
+    stream = explainer.stream(broken(2, KeyboardInterrupt()))
+    with pytest.raises(KeyboardInterrupt):
+        list(stream)
+    assert not running()
+
+
+def test_what_was_not_taken_is_left_to_its_owner(explainer):
+    frames = iter(IMAGES[number % 30] for number in range(100))
+    stream = explainer.stream(frames)
+    next(stream)
+    stream.close()
+    assert next(frames).ndim == 3
 
 
 def test_what_is_done_does_not_wait_for_the_next():

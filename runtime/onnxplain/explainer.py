@@ -6,15 +6,18 @@ import os
 from collections.abc import Generator, Iterable, Sequence
 from contextlib import closing
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from onnxplain.errors import MethodError, TargetError
+from onnxplain.errors import MethodError, ModelError, TargetError
 from onnxplain.explanation import Explanation, on_common_scale
+from onnxplain.explanations import Explanations
+from onnxplain.files import stamp
 from onnxplain.image_methods import IMAGE, IMAGE_METHODS, Subject, check_image_method
-from onnxplain.images import Image, kept, read_picture
+from onnxplain.images import BinaryFile, Image, PillowImage, kept, read_picture
 from onnxplain.manifest import Layer, Manifest
 from onnxplain.maps import METHODS, check_method
 from onnxplain.network import Network
@@ -32,6 +35,9 @@ if TYPE_CHECKING:
 class Explainer:
     """An explainer model, loaded. Threads may share one.
 
+    It can be pickled, for worker processes: the file's path, or its bytes, and the options are, and the file
+    is loaded again there. Copies by `copy` share what is loaded.
+
     Parameters
     ----------
     model
@@ -41,7 +47,7 @@ class Explainer:
     providers
         onnxruntime's execution providers, in place of `device`.
     session
-        In place of `model`: a session of your own, with an explainer file in it.
+        In place of `model`: a session of your own, with an explainer file in it. It can't be pickled.
     size
         Height and width that pictures are brought to, or one number for both, for a file that was exported to
         take any; by default those of the manifest.
@@ -55,6 +61,8 @@ class Explainer:
         The file is missing, damaged, not an explainer, newer than this version, or takes one size alone.
     ProviderError
         The device or a provider isn't available here.
+
+    A pickled one raises these too, where it is loaded again; a `ModelError` also where its file has changed.
     """
 
     manifest: Manifest
@@ -72,6 +80,8 @@ class Explainer:
         size: int | tuple[int, int] | None = None,
         threads: int | None = None,
     ) -> None:
+        path = None if model is None or isinstance(model, bytes) else Path(model).absolute()
+        self._stamp = stamp(path) if path else None
         if model is not None and session is None:
             session = create_session(model, device, providers, threads)
         elif session is None or model is not None:
@@ -79,8 +89,48 @@ class Explainer:
         elif device != "auto" or providers is not None or threads is not None:
             raise TypeError("device, providers and threads go with a model; a session has its own")
         self._session = session
+        self._arguments: dict[str, Any] = {
+            "model": path or model,
+            "device": device,
+            "providers": providers,
+            "size": size,
+            "threads": threads,
+        }
         self.manifest = read_manifest(session, model_name(model))
         self.network = Network(session, self.manifest, (size, size) if isinstance(size, int) else size)
+
+    def __repr__(self) -> str:
+        model = self._arguments["model"]
+        of = repr(str(model)) if isinstance(model, Path) else "<bytes>" if model else "<session>"
+        held = {
+            "network": self.manifest.source.get("name"),
+            "layers": [layer.name for layer in self.manifest.layers],
+            "classes": self.network.num_classes,
+            "size": (self.network.input.height, self.network.input.width),
+        }
+        return f"Explainer({', '.join([of, *(f'{name}={value!r}' for name, value in held.items())])})"
+
+    def __copy__(self) -> Explainer:
+        copy = object.__new__(type(self))
+        copy.__dict__.update(self.__dict__)
+        return copy
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Explainer:
+        return self.__copy__()  # nothing in it changes, and a session can't be copied
+
+    def __getstate__(self) -> tuple[dict[str, Any], tuple[int, int] | None]:
+        if self._arguments["model"] is None:
+            raise TypeError("an explainer of a session can't be pickled; make one of its model's file")
+        return self._arguments, self._stamp
+
+    def __setstate__(self, state: tuple[dict[str, Any], tuple[int, int] | None]) -> None:
+        arguments, before = state
+        model = arguments["model"]
+        if isinstance(model, Path) and model.exists() and stamp(model) != before:
+            raise ModelError(
+                f"{model} has changed since the explainer was loaded that was pickled; load it again"
+            )
+        Explainer.__init__(self, **arguments)
 
     @property
     def providers(self) -> list[str]:
@@ -193,7 +243,7 @@ class Explainer:
         Returns
         -------
         list of Explanation
-            One a class, in the order of `targets`, or the most likely first.
+            One a class, in the order of `targets`, or the most likely first. A notebook shows them in a row.
 
         Raises
         ------
@@ -209,7 +259,7 @@ class Explainer:
             raise TypeError("targets is a list of classes; for one class, call explain")
         how = self._how(method, layer, eigen_smooth, aug_smooth, progress)
         found = self._run([image], [list(targets)], how, reduced)[0]
-        return on_common_scale(found) if common_scale else found
+        return Explanations(on_common_scale(found) if common_scale else found)
 
     def stream(
         self,
@@ -231,7 +281,8 @@ class Explainer:
         ----------
         images
             The pictures, each as in `explain`, of any sizes. When the next is asked for, an array may be
-            filled again, and a file closed.
+            filled again, and a file closed. An error of the iterable's own is raised after the explanations
+            of all pictures before it.
         target, method, layer, eigen_smooth, aug_smooth
             As in `explain`.
 
@@ -284,8 +335,10 @@ class Explainer:
         ------
         ImageError, TargetError, MethodError
             As in `explain`.
+        TypeError
+            It is one picture, not several.
         """
-        if isinstance(images, (str, bytes, os.PathLike)) or (
+        if isinstance(images, (str, bytes, os.PathLike, BinaryFile, PillowImage)) or (
             isinstance(images, np.ndarray) and images.ndim != 4
         ):
             raise TypeError(

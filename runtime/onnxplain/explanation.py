@@ -193,7 +193,7 @@ class Explanation:
         Returns
         -------
         matplotlib.figure.Figure
-            ``explanation.figure().savefig("why.pdf")`` writes it.
+            ``explanation.figure().savefig("why.pdf")`` writes it; a notebook shows it.
 
         Raises
         ------

@@ -1,6 +1,7 @@
 """Figures for papers and notebooks, drawn by matplotlib (the extra ``figure``).
 
-They are figures of their own, `matplotlib.figure.Figure`: pyplot's state and windows stay as they are.
+They are figures of their own, `matplotlib.figure.Figure`: pyplot's state and windows stay as they are. A
+notebook shows them, with ``%matplotlib inline`` or without.
 """
 
 from __future__ import annotations
@@ -54,7 +55,7 @@ def draw(explanation: Explanation, colormap: Colormap = "inferno", alpha: float 
     Returns
     -------
     matplotlib.figure.Figure
-        ``figure.savefig("why.pdf")`` writes it.
+        ``figure.savefig("why.pdf")`` writes it; a notebook shows it.
 
     Raises
     ------
@@ -96,7 +97,7 @@ def side_by_side(
     Returns
     -------
     matplotlib.figure.Figure
-        ``figure.savefig("why.pdf")`` writes it.
+        ``figure.savefig("why.pdf")`` writes it; a notebook shows it.
 
     Raises
     ------
@@ -151,12 +152,12 @@ class _Row:
     def axes(self, lines: int) -> tuple[Figure, list[Axes]]:
         """Return the figure and its panels, below so many lines of text."""
         require("figure")
-        from matplotlib.figure import Figure
+        from onnxplain.shown_figure import ShownFigure
 
         width, height = self.picture
         room = max(height, _LOWEST_BAR)
         whole = room + lines * _LINE + 2 * _GAP
-        figure = Figure(figsize=(self.width, whole))
+        figure = ShownFigure(figsize=(self.width, whole))
         axes = []
         left, bottom = _GAP + (self.panel - width) / 2, _GAP + (room - height) / 2
         for gap in self.gaps:

@@ -56,6 +56,15 @@ def remove_drafts(folder: Path) -> None:
             path.unlink(missing_ok=True)
 
 
+def stamp(path: Path) -> tuple[int, int]:
+    """Return a file's size and the time of its last change, in ns: another file in its place has others."""
+    try:
+        found = path.stat()
+    except (OSError, ValueError):
+        return 0, 0
+    return found.st_size, found.st_mtime_ns
+
+
 def check_apart(output: Path, inputs: Iterable[Path | None]) -> None:
     """Check that a file to be written is none of those that are read, whatever links and names lead to them.
 

@@ -21,7 +21,8 @@ def in_order(
     Items are taken as there is room: at most two a thread are under way or wait to be yielded, so the items
     may be endless. OpenCV, numpy and onnxruntime let other threads run while they compute, so pictures are
     decoded while the network runs on others. What fails is raised by the call's `result()`, and the others go
-    on. No thread outlives the iterator.
+    on. An error of the items' own comes after the calls for the items before it, an interruption at once. No
+    thread outlives the iterator.
 
     Parameters
     ----------
@@ -35,19 +36,30 @@ def in_order(
     """
     workers = cores() + 1  # one more, for the moments at which two wait for Python's lock
     calls: deque[Future[Answer]] = deque()
+    errors: list[Exception] = []
     pool = ThreadPoolExecutor(workers, thread_name_prefix="onnxplain")
     try:
-        for item in items:
+        for item in _until_error(items, errors):
             calls.append(pool.submit(function, item))
             # What is done is yielded at once: the next item of a camera may be long in coming.
             while calls and (len(calls) >= 2 * workers or calls[0].done()):
                 yield _finished(calls.popleft())
         while calls:
             yield _finished(calls.popleft())
+        if errors:
+            raise errors.pop()
     finally:
         if stopped:
             stopped.set()
         pool.shutdown(cancel_futures=True)
+
+
+def _until_error(items: Iterable[Item], errors: list[Exception]) -> Generator[Item, None, None]:
+    """Yield items; where taking one fails, keep the error and end."""
+    try:
+        yield from items
+    except Exception as error:
+        errors.append(error)
 
 
 def cores() -> int:

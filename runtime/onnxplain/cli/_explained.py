@@ -8,7 +8,8 @@ from pathlib import Path
 from threading import Event
 from typing import TYPE_CHECKING, Any
 
-from onnxplain.cli._pictures import Picture, overlay_name, stamp
+from onnxplain.cli._pictures import Picture, overlay_name
+from onnxplain.files import stamp
 
 if TYPE_CHECKING:
     from onnxplain import Explainer, Explanation

@@ -26,15 +26,6 @@ class Picture:
     stem: Path
 
 
-def stamp(path: Path) -> tuple[int, int]:
-    """Return a file's size and the time of its last change, in ns: another file in its place has others."""
-    try:
-        found = path.stat()
-    except (OSError, ValueError):
-        return 0, 0
-    return found.st_size, found.st_mtime_ns
-
-
 def find_pictures(paths: Sequence[Path], output: Path) -> list[Picture]:
     """Return the pictures that `paths` name.
 

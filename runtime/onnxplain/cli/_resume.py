@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from onnxplain import __version__
 from onnxplain.boxes import Box
 from onnxplain.cli._explained import Asked, Explained, Finding
-from onnxplain.cli._pictures import Picture, stamp
+from onnxplain.cli._pictures import Picture
 from onnxplain.cli._report import IMAGES
 from onnxplain.errors import OutputError
+from onnxplain.files import stamp
 
 if TYPE_CHECKING:
     from onnxplain import Explainer
