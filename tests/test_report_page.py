@@ -170,7 +170,11 @@ def test_what_the_network_did_not_see_is_dimmed(visit: Visit, tmp_path: Path) ->
     (tmp_path / "model.onnx").write_bytes(tiny_explainer(manifest=cropped))
     (tmp_path / "photos").mkdir()
     Image.new("RGB", (200, 160), "white").save(tmp_path / "photos" / "white.png")
-    tab = visit(explain(tmp_path / "model.onnx", tmp_path / "photos", tmp_path / "out"))
+    page = explain(tmp_path / "model.onnx", tmp_path / "photos", tmp_path / "out")
+    wide = "[document.documentElement.scrollWidth, document.documentElement.clientWidth]"
+    width, screen = visit(page, **PHONE).evaluate(wide)
+    assert width <= screen
+    tab = visit(page)
     tab.locator(".view [data-sets=opacity]").fill("0")
     assert "not seen by the network" in tab.inner_text(".legend")
     shown(tab).first.click()
