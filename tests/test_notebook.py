@@ -111,11 +111,11 @@ def test_photographs_are_small_there(explainer: Explainer) -> None:
     photograph = cv2.resize(PICTURE, (1200, 900), interpolation=cv2.INTER_CUBIC)
     (one,) = found = explainer.explain_classes(photograph, top=1)
     (image,) = images(found._repr_html_())
-    assert image.shape == (240, 320, 3)
-    expected = cv2.resize(one.overlay(), (320, 240), interpolation=cv2.INTER_AREA)
+    assert image.shape == (180, 240, 3)
+    expected = cv2.resize(one.overlay(), (240, 180), interpolation=cv2.INTER_AREA)
     assert np.abs(image.astype(int) - expected).mean() < 2
     (image,) = images(explainer.explain_classes(np.zeros((1, 5000, 3), np.uint8), top=1)._repr_html_())
-    assert image.shape == (1, 320, 3)
+    assert image.shape == (1, 240, 3)
 
 
 def test_of_many_some_are_shown(explainer: Explainer) -> None:

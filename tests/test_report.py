@@ -23,6 +23,7 @@ from onnxplain.images import read_image
 from onnxplain.outputs import LIST, OutputFolder
 from onnxplain.overlay import overlay
 from onnxplain.report_images import coloured_heat, kept, thumbnail
+from tiny_explainer import tiny_explainer, tiny_manifest
 
 EVIL = "</script><img src=x onerror=alert(1)>\"'&{{ 7*7 }}"
 
@@ -263,6 +264,42 @@ def test_without_probabilities_there_is_no_confidence(model: Path) -> None:
     assert "2.50" in page.text
     assert not [attrs for attrs in page.all("input") if attrs.get("id") == "least"]
     assert page.all("li", "card")[0]["data-confidence"] == "2.5"
+
+
+def unseen(page: Parser) -> list[dict[str, str | None]]:
+    """The parts of pictures that are dimmed; the legend's comes first."""
+    return page.all("svg", "unseen")
+
+
+def test_what_the_network_did_not_see_is_dimmed(tmp_path: Path, out: Path) -> None:
+    manifest = tiny_manifest()
+    cropped = replace(manifest, input=replace(manifest.input, resize=32, crop="center"))
+    model = tmp_path / "model.onnx"
+    model.write_bytes(tiny_explainer(manifest=cropped))
+    noise = np.random.default_rng(0).integers(0, 256, (64, 100, 3), np.uint8)
+    cv2.imwrite(str(tmp_path / "picture.png"), noise)
+    flags = ["--class", "0", "--method", "gradcam", "--report", "-o", out]
+    assert run("explain", model, tmp_path / "picture.png", *flags).exit_code == 0
+    page = page_of(out)
+    assert "not seen by the network" in " ".join(" ".join(page.text).split())
+    _, dimmed = unseen(page)
+    assert dimmed["viewbox"] == "0 0 100 64"
+    # Resized to 32x50, of which the middle 24x32 is taken: all but 4 rows and 9 columns a side.
+    assert "M0 0H100V64H0ZM18 8H82V56H18Z" in [path["d"] for path in page.all("path")]
+    hot = Explainer(model).explain(noise, 0).heatmap > 0
+    assert not hot[:8].any()
+    assert not hot[56:].any()
+    assert not hot[:, :18].any()
+    assert not hot[:, 82:].any()
+    assert hot[8:56, 18:82].any()
+
+
+def test_where_all_is_seen_nothing_is_dimmed(model: Path, picture: Path, out: Path) -> None:
+    assert run("explain", model, picture, "--report", "-o", out).exit_code == 0
+    page = page_of(out)
+    assert unseen(page) == []
+    assert "not seen" not in " ".join(page.text)
+    assert not unseen(Parser(rendered()))
 
 
 def test_classes_asked_for_are_not_called_predictions(model: Path, picture: Path, out: Path) -> None:

@@ -5,10 +5,13 @@ Skipped where Chromium or its driver (the package playwright) aren't there.
 
 from __future__ import annotations
 
+import io
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import skimage.data
 from chromium import wait_until
@@ -16,6 +19,7 @@ from PIL import Image
 
 from cli_helpers import run, write_explainer
 from onnxplain_models import explainer_file
+from tiny_explainer import tiny_explainer, tiny_manifest
 
 pytestmark = pytest.mark.slow
 
@@ -158,6 +162,32 @@ def test_boxes(visit: Visit, report: Path) -> None:
     tab.locator("dialog [data-sets=boxes]").uncheck()
     assert not tab.locator("dialog .boxes").first.is_visible()
     assert not svg.is_visible()
+
+
+def test_what_the_network_did_not_see_is_dimmed(visit: Visit, tmp_path: Path) -> None:
+    manifest = tiny_manifest()
+    cropped = replace(manifest, input=replace(manifest.input, resize=32, crop="center"))
+    (tmp_path / "model.onnx").write_bytes(tiny_explainer(manifest=cropped))
+    (tmp_path / "photos").mkdir()
+    Image.new("RGB", (200, 160), "white").save(tmp_path / "photos" / "white.png")
+    page = explain(tmp_path / "model.onnx", tmp_path / "photos", tmp_path / "out")
+    wide = "[document.documentElement.scrollWidth, document.documentElement.clientWidth]"
+    width, screen = visit(page, **PHONE).evaluate(wide)
+    assert width <= screen
+    tab = visit(page)
+    tab.locator(".view [data-sets=opacity]").fill("0")
+    assert "not seen by the network" in tab.inner_text(".legend")
+    shown(tab).first.click()
+    for stage in (tab.locator(".card .stage"), tab.locator("dialog .stage")):
+        wait_for_images(stage.locator(".photo"))
+        photo, dimmed = (stage.locator(kind).bounding_box() for kind in (".photo", ".unseen"))
+        assert photo == dimmed
+    taken = tab.locator("dialog .stage").screenshot()
+    pixels = np.asarray(Image.open(io.BytesIO(taken)).convert("L"))
+    height, width = pixels.shape
+    assert pixels[height // 2, width // 2] == 255
+    for row, column in ((3, width // 2), (-4, width // 2), (height // 2, 3), (height // 2, -4)):
+        assert pixels[row, column] < 200
 
 
 def test_filters(visit: Visit, report: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from onnxplain import Explainer
 from onnxplain.cli import _report
 from onnxplain.cli._record import Record
 from onnxplain.outputs import LIST
+from tiny_explainer import tiny_explainer, tiny_manifest
 
 CALL = ("explain", "m.onnx", "photos", "--top", "2", "--method", "gradcam", "--method", "layercam")
 PICTURES = [f"photos/{number}.png" for number in range(5)]
@@ -95,6 +97,22 @@ def test_as_if_nothing_had_happened(
     assert resumed.stdout.splitlines()[:21] == whole.stdout.replace("whole", "why").splitlines()[:21]
 
 
+def test_a_resumed_report_says_what_the_network_saw(
+    folder: Path, explained: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    manifest = tiny_manifest()
+    cropped = replace(manifest, input=replace(manifest.input, resize=32, crop="center"))
+    (folder / "m.onnx").write_bytes(tiny_explainer(manifest=cropped))
+    assert interrupt("photos/3.png", monkeypatch, "--report").exit_code == 130
+    explained.clear()
+    assert run(*CALL, "--report", "-o", "why", "--resume").exit_code == 0
+    assert sorted(explained) == PICTURES[3:]
+    text = Path("why/report.html").read_text(encoding="utf-8")
+    assert text.count('<svg class="unseen" viewBox="0 0 40 30"') == 5
+    assert run(*CALL, "--report", "-o", "whole").exit_code == 0
+    assert contents("why") == contents("whole")
+
+
 def test_what_is_whole_is_left(explained: list[str]) -> None:
     assert run(*CALL, "-o", "why").exit_code == 0
     before = contents("why")
@@ -135,6 +153,9 @@ def damage_note(folder: Path) -> None:
     for key, value in (
         ("stamp", [1]),
         ("size", "large"),
+        ("seen", [0, 0, 40]),
+        ("seen", [0, 0, "40", 30]),
+        ("seen", None),
         ("thumbnail", "javascript:alert(1)"),
         ("findings", [{"rank": 1}]),
         ("findings", []),

@@ -12,7 +12,7 @@ from onnxplain.explanation import Explanation, class_and_score
 from onnxplain.opencv import cv2
 from onnxplain.overlay import overlay
 
-_SIDE, _MOST = 320, 24
+_SIDE, _MOST = 240, 24
 """Pixels of an overlay's longer side in a notebook, and how many are shown there, at most."""
 
 

@@ -44,8 +44,7 @@ def heatmap(
     """
     height, width = size
     view = view or View(0, 0, height, width)
-    rows = _pixels_inside(view.top, view.height, height)
-    columns = _pixels_inside(view.left, view.width, width)
+    rows, columns = pixels_seen(view, size)
     inside = np.s_[rows.start : rows.stop, columns.start : columns.stop]
     placed = np.zeros(size, np.float32)
     if peaks is None:
@@ -93,6 +92,11 @@ def bilinear(places: NDArray[np.float64], cells: int) -> NDArray[np.float32]:
 def _places(cells: int, start: float, extent: float, pixels: range) -> NDArray[np.float64]:
     """Return where the centres of pixels lie among the cells of a map that covers [start, start + extent)."""
     return np.clip((np.array(pixels) + 0.5 - start) / extent * cells - 0.5, 0, cells - 1)
+
+
+def pixels_seen(view: View, size: tuple[int, int]) -> tuple[range, range]:
+    """Return which rows and columns of a picture of a height and width lie in a view."""
+    return _pixels_inside(view.top, view.height, size[0]), _pixels_inside(view.left, view.width, size[1])
 
 
 def _pixels_inside(start: float, extent: float, length: int) -> range:

@@ -71,6 +71,13 @@ class Picture:
     thumbnail: str
     answers: Sequence[Answer]
     """The likeliest first."""
+    seen: Box | None = None
+    """What the network saw of it; None for all."""
+
+    @property
+    def is_cropped(self) -> bool:
+        """Whether the network saw a part of it only."""
+        return self.seen not in (None, (0, 0, self.width, self.height))
 
 
 @dataclass(frozen=True)

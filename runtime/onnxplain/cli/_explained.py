@@ -94,6 +94,8 @@ class Explained:
     stamp: tuple[int, int]
     """Of its file."""
     size: tuple[int, int] = (0, 0)
+    seen: tuple[int, int, int, int] = (0, 0, 0, 0)
+    """What the network saw of it: x0, y0, x1 and y1 in its pixels, the ends not included."""
     thumbnail: str | None = None
     findings: list[Finding] = field(default_factory=list)
 
@@ -130,6 +132,7 @@ def explain_picture(
         found = list({one.index: one for one in found}.values())
         if not done.findings:
             done.size = found[0].picture.size
+            done.seen = _seen(found[0])
             targets, top = [one.index for one in found], None
             if asked.thumbnails:
                 from onnxplain.report_images import thumbnail
@@ -140,6 +143,13 @@ def explain_picture(
         while found:
             done.findings.append(_keep(found.pop(0), picture, asked))
     return done
+
+
+def _seen(one: Explanation) -> tuple[int, int, int, int]:
+    from onnxplain.heatmap import pixels_seen
+
+    rows, columns = pixels_seen(one.view, one.picture.size)
+    return columns.start, rows.start, columns.stop, rows.stop
 
 
 def _keep(one: Explanation, picture: Picture, asked: Asked) -> Finding:

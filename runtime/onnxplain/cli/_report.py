@@ -88,6 +88,7 @@ def _picture(done: Explained, asked: Asked) -> report.Picture:
         height,
         done.thumbnail or "",
         sorted(answers, key=lambda answer: -answer.logit),
+        done.seen,
     )
 
 

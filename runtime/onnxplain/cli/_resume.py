@@ -66,6 +66,7 @@ def note_of(done: Explained) -> Note:
         "stem": done.picture.stem.as_posix(),
         "stamp": done.stamp,
         "size": done.size,
+        "seen": done.seen,
         "thumbnail": done.thumbnail,
         "findings": [asdict(one) for one in done.findings],
     }
@@ -109,7 +110,8 @@ def _read(note: Note, picture: Picture) -> Explained | None:
     try:
         stamp, size = _pair(note["stamp"]), _pair(note["size"])
         findings = [_read_finding(one) for one in note["findings"]]
-        return Explained(picture, stamp, size, _image(note["thumbnail"]), findings) if findings else None
+        thumbnail, seen = _image(note["thumbnail"]), _box(note["seen"])
+        return Explained(picture, stamp, size, seen, thumbnail, findings) if findings else None
     except (KeyError, TypeError, ValueError, OverflowError):
         return None
 
@@ -124,7 +126,7 @@ def _read_finding(fields: Mapping[str, Any]) -> Finding:
         _of(str, fields["method"]),
         _of(str, fields["layer"]),
         None if fields["peak"] is None else _pair(fields["peak"]),
-        [Box(*(_of(int, side) for side in box)) for box in fields["boxes"]],
+        [_box(box) for box in fields["boxes"]],
         _or_none(str, fields["overlay"]),
         _image(fields["heat"]),
     )
@@ -149,6 +151,10 @@ def _number(value: object) -> float:
 def _pair(values: Sequence[object]) -> tuple[int, int]:
     first, second = (_of(int, value) for value in values)
     return first, second
+
+
+def _box(sides: Sequence[object]) -> Box:
+    return Box(*(_of(int, side) for side in sides))
 
 
 def _image(url: object) -> str | None:
