@@ -58,6 +58,34 @@ def test_of_no_images() -> None:
     assert found.shape == (0, 4, 4, 4)
 
 
+@pytest.mark.parametrize(
+    ("a", "b"),
+    [
+        ((4, 5), (5, 6)),
+        ((3, 4, 5), (5, 6)),
+        ((4, 5), (3, 5, 6)),
+        ((2, 1, 4, 5), (3, 5, 6)),
+        ((2, 3, 4, 5), (2, 3, 5, 6)),
+        ((5,), (3, 5, 6)),
+        ((3, 4, 5), (5,)),
+        ((0, 4, 5), (5, 6)),
+    ],
+)
+def test_products(a: tuple[int, ...], b: tuple[int, ...]) -> None:
+    draw = np.random.default_rng(0)
+    inputs = [draw.standard_normal(a), draw.standard_normal(b)]
+    found = evaluated("MatMul", inputs, True)
+    assert found.shape == np.matmul(*inputs).shape
+    np.testing.assert_allclose(found, evaluated("MatMul", inputs, False), rtol=0, atol=1e-14)
+
+
+def test_products_of_whole_numbers() -> None:
+    a = np.arange(24).reshape(2, 3, 4)
+    found = evaluated("MatMul", [a, a.swapaxes(1, 2)], True)
+    assert found.dtype == a.dtype
+    np.testing.assert_array_equal(found, a @ a.swapaxes(1, 2))
+
+
 def test_error_function() -> None:
     x = np.concatenate([np.linspace(-7, 7, 2001), [np.inf, -np.inf, 1e-300]])
     found = evaluated("Erf", [x], True)
