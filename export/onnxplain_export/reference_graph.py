@@ -19,6 +19,7 @@ from onnx.reference import ReferenceEvaluator
 
 from onnxplain_export.opset_nodes import graphs_of
 from onnxplain_export.reference_operators import OPERATORS
+from onnxplain_export.reference_products import on_one_thread
 
 Array = npt.NDArray[Any]
 Arrays = dict[str, Array]
@@ -72,7 +73,7 @@ class ReferenceGraph:
         values: dict[str, Any] = {"": None, **self._evaluator.rt_inits_, **self._weights}
         values |= {name: self._array(array) for name, array in feeds.items()}
         # The evaluator's own `run` keeps all that it computes: tens of gigabytes for a transformer.
-        with np.errstate(all="ignore"):
+        with np.errstate(all="ignore"), on_one_thread():
             for node, read_last in zip(self._evaluator.rt_nodes_, self._read_last, strict=True):
                 context = {"context": values} if node.need_context() else {}
                 results = _run(node, [values[name] for name in node.input], context)

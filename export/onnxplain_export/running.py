@@ -17,6 +17,7 @@ from onnxplain_export.graph import (
     is_quantised,
     skip_identities,
     taken_by_branches,
+    upstream,
 )
 from onnxplain_export.onnx_session import session_of
 from onnxplain_export.probe import Probe
@@ -38,7 +39,9 @@ def run_file(
 
 
 class Values:
-    """Values of a model as its file computes them on a probe, in float32; what was asked is kept.
+    """Values of a model as its file computes them on a probe in float32, and what follows of them in float64.
+
+    What was asked is kept.
 
     Parameters
     ----------
@@ -52,7 +55,10 @@ class Values:
         self.model = model
         self.probe = probe
         self._known = {**known, INPUT: probe.image, CLASS_INDEX: probe.class_index}
+        self.weights: Arrays = {}
+        """In float64, those that were used so far."""
         self._kept: dict[tuple[str, ...], Arrays] = {}
+        self._exact: dict[str, Arrays] = {}
 
     def of(self, names: Sequence[str]) -> Arrays:
         """Return values by name, and the inputs: all of one run, that of the file where it has them all."""
@@ -60,6 +66,31 @@ class Values:
         if key not in self._kept:
             self._kept[key] = self._evaluated(names)
         return dict(self._kept[key])
+
+    def exact(self, layer: Layer) -> Arrays:
+        """Return the logits and the gradients of a layer in float64.
+
+        They are taken of the classes that the file explained, at its activations and decisions: which units
+        are on, where a maximum stands, what a quantiser rounds to. Made anew in float64, those within
+        rounding of a kink could fall otherwise, and a gradient jumps there. They are read off a copy of the
+        model that puts them out too, and no number more: onnxruntime fuses nothing over an output, and what
+        isn't fused rounds otherwise.
+        """
+        if layer.name not in self._exact:
+            self._exact[layer.name] = self._by_reference(layer, self.weights, in_float64=True)
+        return self._exact[layer.name]
+
+    def rounded(self, layer: Layer) -> Arrays:
+        """Return the same in the graph's own precision."""
+        return self._by_reference(layer, {}, in_float64=False)
+
+    def _by_reference(self, layer: Layer, weights: Arrays, *, in_float64: bool) -> Arrays:
+        tap = tap_of(self.model, layer)
+        numbers, decisions = [tap, *side_inputs(self.model, tap)], decisions_behind(self.model, tap)
+        given = self.of(numbers) | self.of(decisions) | {CLASS_INDEX: self._known[EXPLAINED]}
+        inputs = list(dict.fromkeys([*numbers, *decisions, CLASS_INDEX]))
+        outputs = [LOGITS, layer.gradients]
+        return ReferenceGraph(self.model, inputs, outputs, weights, in_float64=in_float64).run(given)
 
     def _evaluated(self, names: Sequence[str]) -> Arrays:
         feeds = {INPUT: self.probe.image, CLASS_INDEX: self.probe.class_index}
@@ -73,25 +104,9 @@ class Values:
         return {**feeds, **dict(zip(asked, results, strict=True))}
 
 
-def reference_outputs(values: Values, layers: Sequence[Layer], *, in_float64: bool = True) -> Arrays:
-    """Return a graph's logits and gradients by reference, at its file's activations and decisions.
-
-    Its decisions are which units are on, where a maximum stands, what a quantiser rounds to. Made anew in
-    float64, those within rounding of a kink could fall otherwise, and a gradient jumps there. They are read
-    off a copy of the model that puts them out too, and no number more: onnxruntime fuses nothing over an
-    output, and what isn't fused rounds otherwise.
-    """
-    outputs: Arrays = {}
-    weights: Arrays = {}
-    model = values.model
-    for layer in layers:
-        tap = tap_of(model, layer)
-        numbers, decisions = [tap, *side_inputs(model, tap)], _decisions(model, tap)
-        inputs = list(dict.fromkeys([*numbers, *decisions, CLASS_INDEX]))
-        given = values.of(numbers) | values.of(decisions)
-        part = ReferenceGraph(model, inputs, [LOGITS, layer.gradients], weights, in_float64=in_float64)
-        outputs |= part.run(given)
-    return outputs
+def reference_outputs(values: Values, layers: Sequence[Layer]) -> Arrays:
+    """Return a graph's logits and gradients in float64, at its file's activations and decisions."""
+    return {name: array for layer in layers for name, array in values.exact(layer).items()}
 
 
 def tap_of(model: ir.Model, layer: Layer) -> str:
@@ -120,17 +135,21 @@ def scores_of(model: ir.Model) -> str:
     return name
 
 
-def _decisions(model: ir.Model, tap: str) -> list[str]:
-    """Return the names of the whole numbers and truth values behind a layer that are made of others."""
-    graph = model.graph
-    computed = downstream(graph, [values_of(model)[tap]])
+def decisions_behind(model: ir.Model, tap: str) -> list[str]:
+    """Return the names of the whole numbers and truth values behind a layer that are made of others.
+
+    All but those that rank the logits: they decide of what gradients are taken, not which these are.
+    """
+    graph, values = model.graph, values_of(model)
+    computed = downstream(graph, [values[tap]])
+    ranking = upstream([values[EXPLAINED]]) - upstream([values[LOGITS]])
     return [
         value.name
         for node in graph
         if node.op_type not in ("Shape", "Size")
         and any(given in computed and is_float(given) for given in node.inputs if given)
         for value in node.outputs
-        if value.name and value.dtype is not None and not is_float(value)
+        if value.name and value.dtype is not None and not is_float(value) and value not in ranking
     ]
 
 

@@ -287,7 +287,7 @@ def rounding_of_outputs(
     values: Values, layers: Sequence[Layer], exact: Mapping[str, Array]
 ) -> dict[str, float]:
     """Return how far logits and gradients by reference are, in the graph's own precision, from float64."""
-    rounded = reference_outputs(values, layers, in_float64=False)
+    rounded = {name: array for layer in layers for name, array in values.rounded(layer).items()}
     names = [LOGITS, *(layer.gradients for layer in layers)]
     return {name: relative_error(rounded[name], exact[name]) for name in names}
 
