@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from onnxplain import Explainer
 from onnxplain.localization import Annotation, assign, box_overlap, read_boxes
 
-THRESHOLDS = (0.1, 0.15, 0.2, 0.25, 0.3, 0.4, 0.5, 0.6, 0.7)
+THRESHOLDS = (0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.4, 0.5, 0.6)
 METHODS = ("gradcam", "gradcam++", "layercam", "hirescam", "eigencam")
 
 
@@ -39,7 +39,7 @@ def main() -> None:
     options = parser.parse_args()
     paths = sorted(path for path in options.pictures.rglob("*") if path.is_file() and path != options.boxes)
     annotated = {paths[number]: found for number, found in assign(read_boxes(options.boxes), paths).items()}
-    print(f"{len(annotated)} pictures; mean IoU / share with IoU of 0.5 or more, at each threshold:\n")
+    print(f"{len(annotated)} pictures; mean IoU / share with an IoU of 0.5 or more, at each threshold:\n")
     print_row(["network", "method", *(f"{threshold:.0%}" for threshold in THRESHOLDS)])
     print_row(["---", "---", *["---:"] * len(THRESHOLDS)])
     for model in options.models:
