@@ -145,7 +145,7 @@ def in_words(seconds: float) -> str:
 
 
 @contextmanager
-def shown(stream: TextIO | None = None, *, quiet: float = _QUIET_SECONDS) -> Iterator[Callback]:
+def shown(stream: TextIO | None = None, *, quiet: float | None = None) -> Iterator[Callback]:
     """Give a callback that shows steps on a line of a terminal or notebook, and takes it away at the end.
 
     Parameters
@@ -153,14 +153,14 @@ def shown(stream: TextIO | None = None, *, quiet: float = _QUIET_SECONDS) -> Ite
     stream
         The terminal; by default stderr. On anything else, such as a pipe, nothing is shown.
     quiet
-        Nothing is shown in the first seconds: most are done by then.
+        So many seconds nothing is shown; by default a few, in which small networks are done.
     """
     # As it is now: PyTorch's exporter runs with another one.
     stream = stream or sys.stderr
     if not _is_watched(stream):
         yield lambda words: None
         return
-    line = _Line(stream, quiet)
+    line = _Line(stream, _QUIET_SECONDS if quiet is None else quiet)
     try:
         yield line.begin
     finally:
@@ -192,6 +192,7 @@ class _Line:
         self._step: Step | None = None
         self._began = self._started
         self._width = 0
+        self._shown = 0.0
         self._ended = threading.Event()
         self._lock = threading.Lock()
         self._thread = threading.Thread(target=self._refresh, daemon=True)
@@ -225,6 +226,8 @@ class _Line:
             # It slows down where a step takes longer than expected, and never stops.
             done += step.share * (1 - math.exp(-within / max(expected, 0.1)))
             left = max(left - within, left * (1 - done) / (1 - step.done))
+        # The size of a network may turn out larger than expected; what was shown isn't taken back.
+        self._shown = done = max(self._shown, done)
         filled = int(_BAR * done)
         remaining = f"  about {in_words(left)} left" if left else ""
         self._write(f"[{'#' * filled}{'-' * (_BAR - filled)}] {int(100 * done):3}%{remaining}  {step}")
