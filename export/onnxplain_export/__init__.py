@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from onnxplain_export.exporter import list_layers as list_layers
     from onnxplain_export.layers import LayerCandidate as LayerCandidate
     from onnxplain_export.onnx_model import OnnxModel as OnnxModel
+    from onnxplain_export.progress import Step as Step
     from onnxplain_export.sources import Source as Source
     from onnxplain_export.sources import load_source as load_source
     from onnxplain_export.verification import Verification as Verification
@@ -27,6 +28,7 @@ _HOMES = {
     "LayerCandidate": "layers",
     "OnnxModel": "onnx_model",
     "Source": "sources",
+    "Step": "progress",
     "load_source": "sources",
     "Verification": "verification",
     "verify": "verification",

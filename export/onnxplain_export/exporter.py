@@ -45,6 +45,7 @@ from onnxplain_export.onnx_file import first_line
 from onnxplain_export.pixels import check_takes_pixels
 from onnxplain_export.pixels_check import check_pixels, explainer_inside
 from onnxplain_export.probe import Probe
+from onnxplain_export.progress import expected_seconds, steps_of
 from onnxplain_export.reference_graph import Array, Arrays
 from onnxplain_export.rule_check import check_rules
 from onnxplain_export.running import Values, reference_outputs, run_file
@@ -111,7 +112,7 @@ def export(
     heatmap: str | None = None,
     pixels: bool = False,
     fp16: bool = False,
-    progress: Callable[[str], None] = lambda step: None,
+    progress: Callable[[str], None] | None = None,
 ) -> ExportReport:
     """Write an explainer: logits, activations and class gradients in one `.onnx` file.
 
@@ -165,7 +166,9 @@ def export(
         Weights and forward pass in float16, and half the file; inputs, outputs and gradients stay float32. An
         `.onnx` source in float16 becomes such a file anyway.
     progress
-        Called with a few words as each step begins.
+        Called with a few words as each step begins, an `onnxplain_export.Step`: a string that says too how
+        much is done and how long the rest may take. By default the steps are shown on a line of stderr,
+        where that is a terminal or a notebook's and the export takes more than a few seconds.
 
     Returns
     -------
@@ -201,94 +204,102 @@ def export(
     preprocessing = _settled(front, statement, [])  # what it can't be is said before anything runs
     if pixels:
         check_takes_pixels(preprocessing, any_size=dynamic_size)
-    progress("running the model")
-    num_classes = front.num_classes
-    own_labels = front.own_labels() if labels is None else None
-    if own_labels is not None:
-        labels = own_labels.names
-    elif labels is not None and (isinstance(labels, str) or len(labels) != num_classes):
-        raise SourceError(f"there are {len(labels)} labels and {num_classes} classes; list one a class")
-    names = _layer_names(layer, front)
-    front.check_layers(names)
-    progress("tracing it to ONNX")
-    traced = front.trace(names, dynamic_size=dynamic_size)
-    network = list(traced.model.graph)
-    # What the source says weighs most, and what its graph shows more than what such networks usually take.
-    evidence = [*normalised_inside(traced.image), *guessed_by_source(statement), *front.evidence]
-    evidence.sort(key=lambda one: not one.is_stated)
-    preprocessing = _settled(front, statement, evidence)
-    if fp16 and is_quantised(traced.model.graph):
-        raise SourceError("the network is quantised, and has its precision; leave fp16 out")
-    progress(f"differentiating back to {', '.join(names)}")
-    layers = _describe(traced, names)
-    if heatmap is not None:
-        check_emitted(heatmap, {layer.name: layer.head for layer in layers})
-    assemble(
-        traced,
-        input_gradient=input_gradient,
-        guided=guided,
-        method=heatmap,
-        pixels=preprocessing if pixels else None,
-    )
-    # Without the build's own suffix, as in 2.13.0+cpu.
-    producers = {package: version(package).partition("+")[0] for package in front.packages}
-    manifest = Manifest(
-        input=preprocessing,
-        layers=layers,
-        labels=None if labels is None else tuple(labels),
-        activation=activation or front.activation or _usual_activation(traced.logits, num_classes),
-        producer={"onnxplain": onnxplain.__version__, **producers},
-        source={
-            "kind": front.kind,
-            "name": source_name or front.name,
-            "sha256": front.digest(),
-        },
-        heatmap=heatmap,
-        pixels=pixels,
-    )
-    probe = Probe.draw(preprocessing, num_classes, any_size=dynamic_size)
-    is_half = fp16 or traced.is_half
-    with moved_into_place(destination, traced.model) as draft:
-        # In half precision it is another model that is written.
-        file = None if is_half else draft
-        if not is_half:
-            save(traced.model, draft)
-        inside = explainer_inside(traced.model, manifest)
-        checked = differentiated_layers(inside, manifest)
-        outputs = _run(
-            file if inside is traced.model else None, inside, traced, probe, checked, map_outputs(manifest)
+    with steps_of(progress) as steps:
+        steps.begin("run", "running the model")
+        num_classes = front.num_classes
+        own_labels = front.own_labels() if labels is None else None
+        if own_labels is not None:
+            labels = own_labels.names
+        elif labels is not None and (isinstance(labels, str) or len(labels) != num_classes):
+            raise SourceError(f"there are {len(labels)} labels and {num_classes} classes; list one a class")
+        names = _layer_names(layer, front)
+        front.check_layers(names)
+        steps.begin("trace", "tracing it to ONNX")
+        traced = front.trace(names, dynamic_size=dynamic_size)
+        network = list(traced.model.graph)
+        # What the source says weighs most; what its graph shows, more than what such networks usually take.
+        evidence = [*normalised_inside(traced.image), *guessed_by_source(statement), *front.evidence]
+        evidence.sort(key=lambda one: not one.is_stated)
+        preprocessing = _settled(front, statement, evidence)
+        if fp16 and is_quantised(traced.model.graph):
+            raise SourceError("the network is quantised, and has its precision; leave fp16 out")
+        is_half = fp16 or traced.is_half
+        targets = [*traced.targets.values(), *([traced.image] if input_gradient else [])]
+        steps.expect(expected_seconds(network, traced.model.graph, targets, is_half=is_half))
+        steps.begin("differentiate", f"differentiating back to {', '.join(names)}")
+        layers = _describe(traced, names)
+        if heatmap is not None:
+            check_emitted(heatmap, {layer.name: layer.head for layer in layers})
+        assemble(
+            traced,
+            input_gradient=input_gradient,
+            guided=guided,
+            method=heatmap,
+            pixels=preprocessing if pixels else None,
         )
-        checked = sized_as(checked, probe, outputs)
-        values = Values(inside, probe, outputs)
-        progress("verifying the gradient rules in float64")
-        rules = check_rules(values, checked)
-        progress(f"verifying the file against {front.reference}")
-        expected = front.expected(probe, outputs, checked)
-        if dynamic_size:
-            _check_other_size(probe, outputs[LOGITS], expected[LOGITS])
-        own = reference_outputs(values, checked)
-
-        def rounding() -> dict[str, float]:
-            maps = [layer for layer in checked if layer.activations in expected]
-            own_rounding = rounding_of_outputs(values, checked, own)
-            # The logits are compared with the source's, not with the graph's own.
-            return {**own_rounding, LOGITS: 0.0, **front.rounding(probe, expected, maps)}
-
-        verification = compare(probe, rules, outputs, own, expected, checked, rounding)
-        check_heatmap(inside, probe, manifest, outputs)
-        if pixels:
-            check_pixels(file, traced.model, inside, manifest)
-        if is_half:
-            progress("turning it to float16, and verifying that")
-            halve(traced, network, largest_numbers(inside, network, probe))
-            save(traced.model, draft)
-            verification = replace(
-                _verified_half(draft, traced.model, manifest, probe, expected[LOGITS]),
-                autograd=verification.autograd,
+        # Without the build's own suffix, as in 2.13.0+cpu.
+        producers = {package: version(package).partition("+")[0] for package in front.packages}
+        manifest = Manifest(
+            input=preprocessing,
+            layers=layers,
+            labels=None if labels is None else tuple(labels),
+            activation=activation or front.activation or _usual_activation(traced.logits, num_classes),
+            producer={"onnxplain": onnxplain.__version__, **producers},
+            source={
+                "kind": front.kind,
+                "name": source_name or front.name,
+                "sha256": front.digest(),
+            },
+            heatmap=heatmap,
+            pixels=pixels,
+        )
+        probe = Probe.draw(preprocessing, num_classes, any_size=dynamic_size)
+        with moved_into_place(destination, traced.model) as draft:
+            # In half precision it is another model that is written.
+            file = None if is_half else draft
+            if not is_half:
+                save(traced.model, draft)
+            inside = explainer_inside(traced.model, manifest)
+            checked = differentiated_layers(inside, manifest)
+            outputs = _run(
+                file if inside is traced.model else None,
+                inside,
+                traced,
+                probe,
+                checked,
+                map_outputs(manifest),
             )
-        manifest = replace(manifest, verification=verification.summary())
-        add_manifest(draft, manifest)
-        size = size_of(draft)
+            checked = sized_as(checked, probe, outputs)
+            values = Values(inside, probe, outputs)
+            steps.begin("rules", "verifying the gradient rules in float64")
+            rules = check_rules(values, checked)
+            steps.begin("compare", f"verifying the file against {front.reference}")
+            expected = front.expected(probe, outputs, checked)
+            if dynamic_size:
+                _check_other_size(probe, outputs[LOGITS], expected[LOGITS])
+            own = reference_outputs(values, checked)
+
+            def rounding() -> dict[str, float]:
+                maps = [layer for layer in checked if layer.activations in expected]
+                own_rounding = rounding_of_outputs(values, checked, own)
+                # The logits are compared with the source's, not with the graph's own.
+                return {**own_rounding, LOGITS: 0.0, **front.rounding(probe, expected, maps)}
+
+            verification = compare(probe, rules, outputs, own, expected, checked, rounding)
+            check_heatmap(inside, probe, manifest, outputs)
+            if pixels:
+                check_pixels(file, traced.model, inside, manifest)
+            if is_half:
+                steps.begin("half", "turning it to float16, and verifying that")
+                halve(traced, network, largest_numbers(inside, network, probe))
+                save(traced.model, draft)
+                verification = replace(
+                    _verified_half(draft, traced.model, manifest, probe, expected[LOGITS]),
+                    autograd=verification.autograd,
+                )
+            manifest = replace(manifest, verification=verification.summary())
+            add_manifest(draft, manifest)
+            size = size_of(draft)
     warn_of_guess(preprocessing, evidence, stacklevel=2)
     verification.warn_of_zeros(stacklevel=2)
     nodes = sum(1 for _ in traced.model.graph)

@@ -18,6 +18,9 @@ from threadpoolctl import ThreadpoolController
 
 Array = npt.NDArray[Any]
 
+# To wake a thread takes longer than to multiply so few numbers.
+_SMALL = 10_000
+
 
 @cache
 def _libraries() -> ThreadpoolController:
@@ -36,8 +39,9 @@ def on_one_thread() -> AbstractContextManager[object]:
 
 
 def each(function: Callable[..., object], *arrays: Array) -> None:
-    """Call a function with the items of arrays along their first axis, each on a thread."""
-    list(_pool().map(function, *arrays))
+    """Call a function with the items of arrays along their first axis, of large ones on threads."""
+    calls = (map if arrays[0].size < _SMALL else _pool().map)(function, *arrays)
+    list(calls)
 
 
 def product(a: Array, b: Array) -> Array:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import sys
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -113,30 +115,34 @@ def command(
     _step(f"loading {source}")
     loaded = load(source, checkpoint, size, preprocessing_file)
     from onnxplain_export import export
+    from onnxplain_export.progress import shown
 
-    report = export(
-        loaded.model,
-        loaded.example_input,
-        output,
-        layer=layers or None,
-        labels=loaded.labels if labels is None else labels,
-        preprocessing=loaded.preprocessing,
-        activation=activation,
-        source_name=loaded.name,
-        input_gradient=input_gradient,
-        guided=guided,
-        dynamic_size=dynamic_size,
-        heatmap=heatmap,
-        pixels=pixels,
-        fp16=fp16,
-        progress=_step,
-    )
+    with shown(quiet=0) if sys.stderr.isatty() else nullcontext(_step) as progress:
+        report = export(
+            loaded.model,
+            loaded.example_input,
+            output,
+            layer=layers or None,
+            labels=loaded.labels if labels is None else labels,
+            preprocessing=loaded.preprocessing,
+            activation=activation,
+            source_name=loaded.name,
+            input_gradient=input_gradient,
+            guided=guided,
+            dynamic_size=dynamic_size,
+            heatmap=heatmap,
+            pixels=pixels,
+            fp16=fp16,
+            progress=progress,
+        )
     click.echo(facts(_summary(report)))
     click.echo(f"\nNext: onnxplain explain {printable(str(output))} PICTURE_OR_FOLDER")
 
 
 def _step(words: str) -> None:
-    click.echo(f"{printable(words[:1].upper() + words[1:])} ...")
+    """Print that a step begins; of those of the export, how much is done before."""
+    done = getattr(words, "done", 0.0)
+    click.echo(f"{printable(words[:1].upper() + words[1:])} ...{f' {done:.0%}' if done else ''}")
 
 
 def _summary(report: ExportReport) -> list[tuple[str, str]]:
