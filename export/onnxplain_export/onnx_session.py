@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import onnx_ir as ir
@@ -34,12 +35,19 @@ def session_of(
     return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
 
 
+@contextlib.contextmanager
+def opened(model: ir.Model) -> Iterator[onnxruntime.InferenceSession]:
+    """Load a model for onnxruntime's CPU provider, as it's written."""
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "model.onnx"
+        save(model, file)
+        yield session_of(file)
+
+
 def run_graph(model: ir.Model, outputs: Sequence[str], feeds: Arrays) -> Arrays:
     """Run a model with onnxruntime, with any of its values as outputs."""
     copy = model.clone()
     values = ir.convenience.create_value_mapping(copy.graph)
     copy.graph.outputs[:] = [values[name] for name in outputs]
-    with tempfile.TemporaryDirectory() as folder:
-        file = Path(folder) / "model.onnx"
-        save(copy, file)
-        return dict(zip(outputs, session_of(file).run(list(outputs), feeds), strict=True))
+    with opened(copy) as session:
+        return dict(zip(outputs, session.run(list(outputs), feeds), strict=True))
