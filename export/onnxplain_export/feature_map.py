@@ -20,8 +20,8 @@ from onnxplain_export.rules.registry import Op
 Array = npt.NDArray[Any]
 Layout = Literal["NCHW", "NHWC", "BNC"]
 
-# Class, distillation and register tokens, which stand before those of the grid.
-MOST_PREFIX_TOKENS = 16
+# Class, distillation and register tokens, which stand before or behind those of the grid.
+MOST_OTHER_TOKENS = 16
 
 
 @dataclass(frozen=True)
@@ -34,6 +34,8 @@ class FeatureMap:
     layout: Layout = "NCHW"
     prefix: int = 0
     """How many tokens before the grid's are dropped; only tokens (BNC) have any."""
+    suffix: int = 0
+    """And how many behind them."""
 
     @property
     def size(self) -> tuple[int, int]:
@@ -50,14 +52,21 @@ class FeatureMap:
         """The manifest's entry: None for maps that need no folding."""
         if self.layout == "NCHW":
             return None
-        return {"layout": self.layout, **({"prefix": self.prefix} if self.layout == "BNC" else {})}
+        if self.layout == "NHWC":
+            return {"layout": self.layout}
+        return {
+            "layout": self.layout,
+            "prefix": self.prefix,
+            **({"suffix": self.suffix} if self.suffix else {}),
+        }
 
     @classmethod
     def of_layer(cls, layer: Layer) -> FeatureMap:
         """Read a manifest's layer."""
         tokens = layer.tokens or {}
         layout = cast("Layout", tokens.get("layout", "NCHW"))
-        return cls(layer.channels, layer.height, layer.width, layout, int(tokens.get("prefix", 0)))
+        ends = (int(tokens.get(end, 0)) for end in ("prefix", "suffix"))
+        return cls(layer.channels, layer.height, layer.width, layout, *ends)
 
     def emit_fold(self, op: Op, value: ir.Value, leading: int, size: ir.Value | None = None) -> ir.Value:
         """Emit nodes that fold a value [*leading, *layout] to [*leading, channels, height, width].
@@ -73,8 +82,9 @@ class FeatureMap:
         if self.layout == "NHWC":
             return op.Transpose(value, perm=[*first, leading + 2, leading, leading + 1])
         if self.layout == "BNC":
-            if self.prefix:
-                value = op.Slice(value, [self.prefix], [np.iinfo(np.int64).max], [leading])
+            if self.prefix or self.suffix:
+                end = -self.suffix or np.iinfo(np.int64).max
+                value = op.Slice(value, [self.prefix], [end], [leading])
             value = op.Transpose(value, perm=[*first, leading + 1, leading])
             grid = [[self.channels, *self.size]] if size is None else [[self.channels], size]
             shape = op.Concat(op.Shape(value, start=0, end=leading), *grid, axis=0)
@@ -83,7 +93,7 @@ class FeatureMap:
 
     def unfolded(self, folded: ir.Value) -> ir.Value:
         """Return the value that `emit_fold` folded to another."""
-        steps = {"NCHW": 0, "NHWC": 1, "BNC": 3 if self.prefix else 2}[self.layout]
+        steps = {"NCHW": 0, "NHWC": 1, "BNC": 3 if self.prefix or self.suffix else 2}[self.layout]
         for _ in range(steps):
             producer = folded.producer()
             if producer is None or producer.inputs[0] is None:
@@ -96,17 +106,17 @@ class FeatureMap:
         if self.layout == "NHWC":
             return np.moveaxis(array, -1, -3)
         if self.layout == "BNC":
-            places = array[..., self.prefix :, :].swapaxes(-1, -2)
+            places = array[..., self.prefix : self.prefix + self.height * self.width, :].swapaxes(-1, -2)
             return places.reshape(*places.shape[:-1], self.height, self.width)
         return array
 
     def unfold(self, array: Array) -> Array:
-        """Lay an array [..., channels, height, width] out as the layer does, with zeros for prefix tokens."""
+        """Lay an array [..., channels, height, width] out as the layer does, zeros for other tokens."""
         if self.layout == "NHWC":
             return np.moveaxis(array, -3, -1)
         if self.layout == "BNC":
             places = array.reshape(*array.shape[:-2], -1).swapaxes(-1, -2)
-            pads = [(0, 0)] * (places.ndim - 2) + [(self.prefix, 0), (0, 0)]
+            pads = [(0, 0)] * (places.ndim - 2) + [(self.prefix, self.suffix), (0, 0)]
             return np.pad(places, pads)
         return array
 
@@ -115,6 +125,9 @@ def feature_map_of(
     shape: Sequence[int], image_size: tuple[int, int], grids: Iterable[tuple[int, int]]
 ) -> FeatureMap | None:
     """Say how a layer's output is read as feature maps; None where it has no spatial extent.
+
+    A row of tokens is read so where their number fits. Whether they stand for places, and which of them, is
+    for `Places` to say; here the others are taken to come first.
 
     Parameters
     ----------
@@ -135,7 +148,7 @@ def feature_map_of(
         fits = [
             (shape[1] - height * width, height, width)
             for height, width in grids
-            if 0 <= shape[1] - height * width <= MOST_PREFIX_TOKENS and height * width > 1
+            if 0 <= shape[1] - height * width <= MOST_OTHER_TOKENS and height * width > 1
         ]
         if fits:
             prefix, height, width = min(fits)

@@ -10,6 +10,11 @@ from typing import Any
 from onnxplain.errors import LayerError
 from onnxplain_export.feature_map import FeatureMap, Layout
 
+NO_PLACES = (
+    "the {count} tokens of the layer {name!r} don't stand for places of the image, row by row, as those of "
+    "queries don't; choose one that the command lists: onnxplain layers SOURCE"
+)
+
 
 @dataclass(frozen=True)
 class ModuleCall:
@@ -30,6 +35,8 @@ class ModuleCall:
     """The maps' sides are in the image's proportion."""
     is_final_norm: bool = False
     """It is a transformer's last normalisation: the features are those that it follows."""
+    has_places: bool = True
+    """The maps' positions stand for places of the image; those of queries don't."""
 
 
 @dataclass(frozen=True)
@@ -46,12 +53,16 @@ class LayerCandidate:
     layout: Layout = "NCHW"
     """How the layer's own output holds the maps: as maps, channels last (NHWC), or as tokens (BNC)."""
     prefix: int = 0
-    """How many class, distillation and register tokens are dropped."""
+    """How many class, distillation and register tokens before the grid's are dropped."""
+    suffix: int = 0
+    """And how many behind them."""
 
     @property
     def tokens(self) -> Mapping[str, Any] | None:
         """How the maps are folded, as the manifest has it; None for maps that need no folding."""
-        return FeatureMap(self.channels, self.height, self.width, self.layout, self.prefix).tokens
+        return FeatureMap(
+            self.channels, self.height, self.width, self.layout, self.prefix, self.suffix
+        ).tokens
 
 
 def candidates(calls: Sequence[ModuleCall], num_classes: int) -> list[LayerCandidate]:
@@ -65,7 +76,10 @@ def candidates(calls: Sequence[ModuleCall], num_classes: int) -> list[LayerCandi
     usable = [
         (call, call.feature_map)
         for call in calls
-        if call.feature_map is not None and call.reaches_logits and names.count(call.name) == 1
+        if call.feature_map is not None
+        and call.has_places
+        and call.reaches_logits
+        and names.count(call.name) == 1
     ]
     pickable = [
         call
@@ -88,6 +102,7 @@ def candidates(calls: Sequence[ModuleCall], num_classes: int) -> list[LayerCandi
             automatic=call.name == automatic,
             layout=maps.layout,
             prefix=maps.prefix,
+            suffix=maps.suffix,
         )
         for call, maps in usable
     ]
@@ -99,28 +114,59 @@ def _is_one_channel_a_class(call: ModuleCall, maps: FeatureMap, num_classes: int
 
 
 def without_unread_grids(
-    calls: Sequence[ModuleCall], grid_reaches: Callable[[str, FeatureMap], bool]
+    calls: Sequence[ModuleCall],
+    reach: Callable[[Sequence[Sequence[ModuleCall]]], Sequence[bool]],
+    guess: ModuleCall | None = None,
 ) -> list[ModuleCall]:
-    """Mark the last layers whose grid the logits don't depend on: of their tokens only the first are read.
+    """Mark the last layers whose grid the logits don't depend on: of their tokens only the others are read.
 
     Parameters
     ----------
     calls
         In their order.
-    grid_reaches
-        Says of a layer's name and maps whether the logits depend on its grid.
+    reach
+        Says of sets of layers, together, whether the logits depend on the grids of any in a set.
+    guess
+        The last layer whose grid is probably read, which only saves time.
     """
-    marked = list(calls)
     names = [call.name for call in calls]
-    for index in reversed(range(len(marked))):
-        call = marked[index]
-        maps = call.feature_map
-        if maps is None or not call.reaches_logits or names.count(call.name) > 1:
-            continue
-        if not maps.prefix or grid_reaches(call.name, maps):
-            break
-        marked[index] = replace(call, reaches_logits=False)
+    eligible = [
+        index
+        for index, call in enumerate(calls)
+        if call.feature_map is not None
+        and call.has_places
+        and call.reaches_logits
+        and names.count(call.name) == 1
+    ]
+    all_read = [index for index in eligible if not _has_others(calls[index].feature_map)]
+    doubtful = [index for index in eligible if not all_read or index > all_read[-1]]
+    # Of the first so many at least one is read: what begins with them reaches the logits.
+    low, high = 0, len(doubtful)
+    guesses = [number for number, index in enumerate(doubtful) if calls[index] is guess]
+    tried = sorted({number + step for number in guesses for step in (0, 1)} - {high})
+    while low < high:
+        tried = [start for start in tried or _spread(low, high) if start < high]
+        reached = reach([[calls[index] for index in doubtful[start:]] for start in tried])
+        for start, is_read in zip(tried, reached, strict=True):
+            if is_read:
+                low = max(low, start + 1)
+            else:
+                high = min(high, start)
+        tried = []
+    marked = list(calls)
+    for index in doubtful[low:]:
+        marked[index] = replace(calls[index], reaches_logits=False)
     return marked
+
+
+def _has_others(maps: FeatureMap | None) -> bool:
+    return maps is not None and maps.prefix + maps.suffix > 0
+
+
+def _spread(low: int, high: int) -> list[int]:
+    """Return starts to try, between two: closest to the end, where the last that are read mostly are."""
+    steps = [2**power for power in range((high - low).bit_length())]
+    return sorted(high - step for step in steps if step <= high - low)
 
 
 def automatic_layer(found: Sequence[LayerCandidate]) -> str:

@@ -36,6 +36,7 @@ from onnxplain_export.graph import (
 )
 from onnxplain_export.half_precision import has_half_weights, widen
 from onnxplain_export.layers import (
+    NO_PLACES,
     LayerCandidate,
     ModuleCall,
     candidates,
@@ -48,6 +49,7 @@ from onnxplain_export.onnx_file import OnnxFile, batches_of, first_line, read
 from onnxplain_export.onnx_folding import fold_constants
 from onnxplain_export.onnx_layers import in_attention, is_final_norm, same_as_input
 from onnxplain_export.onnx_logits import RESHAPES, as_matrix, find_logits, num_classes
+from onnxplain_export.onnx_places import TokenProbes, tokens_of, with_places
 from onnxplain_export.onnx_session import run_graph
 from onnxplain_export.onnx_shapes import complete_shapes, infer_shapes
 from onnxplain_export.opset import to_design_opset
@@ -215,7 +217,20 @@ class OnnxModel:
                     is_final_norm=is_final_norm(graph, node, attention),
                 )
             )
-        return without_unread_grids(calls, self._grid_reaches)
+        return self._with_places(calls)
+
+    def _with_places(self, calls: Sequence[ModuleCall]) -> list[ModuleCall]:
+        """Say which tokens stand for places, and which of those the logits don't depend on."""
+        layers = {
+            call.name: str(self._layer_values[call.name].name)
+            for call in calls
+            if tokens_of(call) is not None
+        }
+        if not layers:
+            return list(calls)
+        with TokenProbes.of(self._prepared.model, self._prepared.logits, layers) as probes:
+            placed = with_places(calls, probes, (self.height, self.width), self._noise(2))
+            return without_unread_grids(placed, lambda sets: probes.reach(sets, self._noise(1)))
 
     def candidates(self) -> list[LayerCandidate]:
         """Return the nodes whose output has spatial extent, in the order in which they run."""
@@ -359,6 +374,8 @@ class OnnxModel:
                 f"the layer {name!r} puts out the shape [{', '.join(dims)}], which has no spatial extent; "
                 "choose one of [batch, channels, height, width], channels last, or a grid of tokens"
             )
+        if not self._has_places(name):
+            raise LayerError(NO_PLACES.format(name=name, count=static_dims(value)[1]))
         if not self._reaches(name):
             raise LayerError(f"the logits don't depend on the layer {name!r}; choose another")
 
@@ -386,38 +403,17 @@ class OnnxModel:
         )
 
     def _maps_of(self, name: str) -> FeatureMap | None:
-        value = self._layer_values[name]
-        return next(
-            (call.feature_map for call in self._calls if self._layer_values[call.name] is value), None
-        )
+        return next((call.feature_map for call in self._calls_of(name)), None)
 
     def _reaches(self, name: str) -> bool:
+        return any(call.reaches_logits for call in self._calls_of(name))
+
+    def _has_places(self, name: str) -> bool:
+        return any(call.has_places for call in self._calls_of(name))
+
+    def _calls_of(self, name: str) -> list[ModuleCall]:
         value = self._layer_values[name]
-        return any(call.reaches_logits for call in self._calls if self._layer_values[call.name] is value)
-
-    def _grid_reaches(self, name: str, maps: FeatureMap) -> bool:
-        """Say whether noise on a layer's grid changes the logits by a bit."""
-        model = self._prepared.model.clone()
-        logits = self._prepared.logits
-        value = _values_by_name(model.graph)[str(self._layer_values[name].name)]
-        users = [(use.node, use.idx) for use in value.uses()]
-        delta = ir.val("onnxplain.delta", dtype=value.dtype, shape=value.shape)
-        model.graph.inputs.append(delta)
-        added = ir.node("Add", [value, delta])
-        model.graph.insert_after(value.producer(), added)  # type: ignore[arg-type]
-        for node, position in users:
-            node.replace_input_with(position, added.outputs[0])
-        noise = maps.unfold(self._noise_like(maps))
-        image = self._noise(1)
-        still, moved = (
-            run_graph(model, [logits], {INPUT: image, "onnxplain.delta": size * noise})[logits]
-            for size in (np.float32(0), np.float32(1))
-        )
-        return not np.array_equal(still, moved)
-
-    def _noise_like(self, maps: FeatureMap) -> Array:
-        shape = (1, maps.channels, maps.height, maps.width)
-        return np.random.default_rng(1).standard_normal(shape).astype(np.float32)
+        return [call for call in self._calls if self._layer_values[call.name] is value]
 
     def _failure(self, error: Exception) -> OnnxplainError:
         return SourceError(f"{self.name!r} can't be run ({first_line(error)}); check it with onnxruntime")

@@ -23,7 +23,8 @@ from onnxplain_export.assemble import TracedModel
 from onnxplain_export.exportable import Exportable
 from onnxplain_export.feature_map import Array, FeatureMap, feature_map_of, has_aspect, token_grids
 from onnxplain_export.graph import MODULE_KEY
-from onnxplain_export.layers import ModuleCall, closest_names, without_unread_grids
+from onnxplain_export.layers import NO_PLACES, ModuleCall, closest_names, without_unread_grids
+from onnxplain_export.torch_places import grids_reach, with_places
 
 OPSET = 20
 
@@ -137,6 +138,8 @@ def check_layers(model: nn.Module, layers: Sequence[str], calls: Sequence[Module
                 f"the layer {name!r} puts out the shape {_shape(own[0].shape)}, which has no spatial extent; "
                 "choose one of [batch, channels, height, width], channels last, or a grid of tokens"
             )
+        if not own[0].has_places:
+            raise LayerError(NO_PLACES.format(name=name, count=own[0].shape[1]))
         if not own[0].reaches_logits:
             raise LayerError(f"the logits don't depend on the layer {name!r}; choose another")
 
@@ -202,7 +205,13 @@ def record_calls(model: nn.Module, example: torch.Tensor) -> tuple[list[ModuleCa
         raise SourceError("the model returns logits that are not finite; check its weights and its input")
     calls = _described(model, outputs, _ancestors(logits), (image.shape[2], image.shape[3]))
     seen = image.detach()
-    calls = without_unread_grids(calls, lambda name, maps: _grid_reaches(model, seen, name, maps))
+
+    def run(images: torch.Tensor) -> torch.Tensor:
+        return logits_of(model(images))
+
+    with evaluation_mode(model):
+        calls = with_places(model, run, calls, seen)
+        calls = without_unread_grids(calls, lambda sets: grids_reach(model, run, sets, seen[:1]))
     return calls, logits.shape[1]
 
 
@@ -257,22 +266,6 @@ def _described(
             )
         )
     return calls
-
-
-def _grid_reaches(model: nn.Module, image: torch.Tensor, name: str, maps: FeatureMap) -> bool:
-    """Say whether the logits depend on a layer's grid, by not-a-number put there.
-
-    It reaches whatever depends on it, also through weights of zero, with which a fresh network's head begins.
-    """
-
-    def poison(module: nn.Module, inputs: object, output: object) -> object:
-        tokens = _first(output).clone()
-        tokens[:, maps.prefix :] = torch.nan
-        return _replace_first(output, tokens)
-
-    with evaluation_mode(model), torch.no_grad(), contextlib.ExitStack() as stack:
-        stack.callback(model.get_submodule(name).register_forward_hook(poison).remove)
-        return bool(logits_of(model(image.clone())).isnan().any())
 
 
 def _same_elements(source: torch.Tensor, tensor: torch.Tensor) -> bool:

@@ -1,0 +1,228 @@
+"""Rows of tokens are grids where they stand for places of the image; those of queries and latents aren't."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from torch import nn
+
+from onnxplain.errors import LayerError
+from onnxplain_export import export, list_layers, verify
+from onnxplain_export.feature_map import FeatureMap
+from onnxplain_export.layers import LayerCandidate
+from onnxplain_export.places import Places
+
+WIDTH = 12
+EXAMPLE = torch.zeros(1, 3, 32, 32)
+
+
+def backbone() -> nn.Sequential:
+    """Return two convolutions that make maps of 8x8 of an image of 32x32."""
+    return nn.Sequential(
+        nn.Conv2d(3, WIDTH, 3, stride=2, padding=1),
+        nn.ReLU(),
+        nn.Conv2d(WIDTH, WIDTH, 3, stride=2, padding=1),
+        nn.ReLU(),
+    )
+
+
+class Queries(nn.Module):
+    """As DETR: a decoder's queries attend to the maps of a backbone."""
+
+    def __init__(self, count: int) -> None:
+        super().__init__()
+        self.backbone = backbone()
+        self.queries = nn.Parameter(torch.randn(1, count, WIDTH))
+        layer = nn.TransformerDecoderLayer(WIDTH, 3, 24, dropout=0.0, batch_first=True)
+        self.decoder = nn.TransformerDecoder(layer, 2)
+        self.head = nn.Linear(WIDTH, 5)
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        places = self.backbone(image).flatten(2).transpose(1, 2)
+        logits: torch.Tensor = self.head(
+            self.decoder(self.queries.expand(image.shape[0], -1, -1), places).mean(1)
+        )
+        return logits
+
+
+class Latents(nn.Module):
+    """As Perceiver: some latents attend to the pixels, and then to each other."""
+
+    def __init__(self, count: int) -> None:
+        super().__init__()
+        self.embed = nn.Conv2d(3, WIDTH, 1)
+        self.places = nn.Parameter(torch.randn(1, 32 * 32, WIDTH))
+        self.latents = nn.Parameter(torch.randn(1, count, WIDTH))
+        self.cross = nn.MultiheadAttention(WIDTH, 3, batch_first=True)
+        self.block = nn.TransformerEncoderLayer(WIDTH, 3, 24, dropout=0.0, batch_first=True)
+        self.norm = nn.LayerNorm(WIDTH)
+        self.head = nn.Linear(WIDTH, 5)
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        pixels = self.embed(image).flatten(2).transpose(1, 2) + self.places
+        latents = self.latents.expand(image.shape[0], -1, -1)
+        latents = latents + self.cross(latents, pixels, pixels, need_weights=False)[0]
+        logits: torch.Tensor = self.head(self.norm(self.block(latents)).mean(1))
+        return logits
+
+
+class Tokens(nn.Module):
+    """Patches and other tokens, in some order, and attention among them."""
+
+    def __init__(self, prefix: int, suffix: int, order: str, *, depth: int = 3) -> None:
+        super().__init__()
+        self.patches = nn.Conv2d(3, WIDTH, 4, stride=4)
+        self.first = nn.Parameter(torch.randn(1, prefix, WIDTH))
+        self.last = nn.Parameter(torch.randn(1, suffix, WIDTH))
+        self.embedding = nn.Parameter(torch.randn(1, 64, WIDTH))
+        index = torch.arange(64)
+        orders = {
+            "rows": index,
+            "columns": index.view(8, 8).T.flatten(),
+            "backwards": index.flip(0),
+            "at random": torch.randperm(64, generator=torch.Generator().manual_seed(3)),
+        }
+        self.register_buffer("order", orders[order])
+        layers = [
+            nn.TransformerEncoderLayer(WIDTH, 3, 24, dropout=0.0, batch_first=True, norm_first=True)
+            for _ in range(depth)
+        ]
+        self.blocks = nn.Sequential(*layers)
+        self.head = nn.Linear(WIDTH, 5)
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        tokens = (self.patches(image).flatten(2).transpose(1, 2) + self.embedding)[:, self.order]
+        ends = (end.expand(image.shape[0], -1, -1) for end in (self.first, self.last))
+        first, last = ends
+        logits: torch.Tensor = self.head(self.blocks(torch.cat([first, tokens, last], dim=1)).mean(1))
+        return logits
+
+
+def written(model: nn.Module, folder: Path) -> Path:
+    """Write a network as an .onnx file."""
+    path = folder / "source.onnx"
+    images = (EXAMPLE.repeat(2, 1, 1, 1),)
+    torch.onnx.export(model, images, path, dynamo=True, verbose=False, dynamic_shapes=({0: "batch"},))
+    return path
+
+
+def listed(model: nn.Module, kind: str, folder: Path) -> list[LayerCandidate]:
+    """Return the layers of a network, or of the file that it is written to."""
+    if kind == "module":
+        return list_layers(model, EXAMPLE)
+    return list_layers(written(model, folder))
+
+
+def automatic(layers: list[LayerCandidate]) -> LayerCandidate:
+    (picked,) = [layer for layer in layers if layer.automatic]
+    return picked
+
+
+both = pytest.mark.parametrize("kind", ["module", "file"])
+
+
+@both
+@pytest.mark.parametrize("count", [10, 16, 20, 27, 64, 70])
+def test_queries_are_no_grid(count: int, kind: str, tmp_path: Path) -> None:
+    torch.manual_seed(count)
+    layers = listed(Queries(count).eval(), kind, tmp_path)
+    picked = automatic(layers)
+    assert (picked.layout, picked.channels, picked.height, picked.width) == ("NCHW", WIDTH, 8, 8)
+    # The same maps as tokens may be listed, but none of the queries.
+    tokens = [layer for layer in layers if layer.layout == "BNC"]
+    assert {(layer.height, layer.width, layer.prefix, layer.suffix) for layer in tokens} <= {(8, 8, 0, 0)}
+    if kind == "module":
+        assert picked.name == "backbone"
+        assert not [layer.name for layer in layers if layer.name.startswith("decoder")]
+
+
+@both
+def test_latents_are_no_grid(kind: str, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    layers = listed(Latents(8).eval(), kind, tmp_path)
+    picked = automatic(layers)
+    assert (picked.height, picked.width) == (32, 32)
+    assert {(layer.height, layer.width) for layer in layers if layer.layout == "BNC"} <= {(32, 32)}
+
+
+@both
+@pytest.mark.parametrize("order", ["columns", "backwards", "at random"])
+def test_another_order_is_no_grid(order: str, kind: str, tmp_path: Path) -> None:
+    torch.manual_seed(1)
+    layers = listed(Tokens(1, 0, order).eval(), kind, tmp_path)
+    assert {layer.prefix for layer in layers} == {0}
+    assert automatic(layers).layout == ("NCHW" if kind == "module" else "BNC")
+
+
+@both
+@pytest.mark.parametrize(("prefix", "suffix"), [(0, 0), (1, 0), (5, 0), (0, 1), (2, 3)])
+def test_other_tokens_stand_before_and_behind(prefix: int, suffix: int, kind: str, tmp_path: Path) -> None:
+    torch.manual_seed(2)
+    picked = automatic(listed(Tokens(prefix, suffix, "rows").eval(), kind, tmp_path))
+    assert (picked.layout, picked.height, picked.width) == ("BNC", 8, 8)
+    assert (picked.prefix, picked.suffix) == (prefix, suffix)
+    if kind == "module":
+        assert picked.name == "blocks"
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_deep_attention_blurs_no_grid(seed: int) -> None:
+    """All tokens move alike behind so many blocks, if what attention carries isn't put back."""
+    torch.manual_seed(seed)
+    model = Tokens(1, 0, "rows", depth=24).eval()
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "attn" in name and parameter.ndim == 2:
+                parameter.mul_(3)
+    assert automatic(list_layers(model, EXAMPLE)).name == "blocks"
+
+
+def test_tokens_behind_the_grid_are_dropped(tmp_path: Path) -> None:
+    torch.manual_seed(2)
+    model = Tokens(2, 3, "rows").eval()
+    path = tmp_path / "model.onnx"
+    report = export(model, EXAMPLE, path)
+    (entry,) = report.manifest.layers
+    assert entry.tokens == {"layout": "BNC", "prefix": 2, "suffix": 3}
+    assert FeatureMap.of_layer(entry) == FeatureMap(WIDTH, 8, 8, "BNC", 2, 3)
+    assert verify(path).rules < 1e-7
+
+
+@both
+def test_a_named_layer_of_queries_is_refused(kind: str, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = Queries(20).eval()
+    path = tmp_path / "model.onnx"
+    words = "20 tokens .* don't stand for places"
+    if kind == "module":
+        with pytest.raises(LayerError, match=words):
+            export(model, EXAMPLE, path, layer="decoder")
+        return
+    source = written(model, tmp_path)
+    (name,) = [node.name for node in last_normalisations(source)]
+    with pytest.raises(LayerError, match=words):
+        export(source, None, path, layer=name)
+
+
+def last_normalisations(path: Path) -> list[onnx.NodeProto]:
+    graph = onnx.load(path).graph
+    return [node for node in graph.node if node.op_type == "LayerNormalization"][-1:]
+
+
+@pytest.mark.parametrize(
+    ("size", "most"), [((2, 2), 10), ((3, 3), 1), ((3, 4), 1), ((4, 4), 1), ((7, 7), 1), ((14, 14), 1)]
+)
+def test_tokens_that_move_at_random_seldom_pass(size: tuple[int, int], most: int) -> None:
+    rng = np.random.default_rng(0)
+    places = Places([size], (48, 64))
+    images = len(places.images(np.zeros((2, 1, 48, 64), np.float32))) - 1
+    maps = FeatureMap(8, *size, "BNC", 4)
+    passed = sum(
+        places.read(maps, rng.exponential(size=(images, size[0] * size[1] + 4))) is not None
+        for _ in range(1000)
+    )
+    assert passed <= most
