@@ -162,13 +162,23 @@ def test_what_can_not_be_exported(
 
 
 def test_a_network_of_which_nothing_can_be_checked(tmp_path: Path) -> None:
-    """All units of its hidden layer are dead: every gradient is zero, whatever the rules are."""
+    """Its gradients are less than what its logits are rounded by, even in float64."""
+    head = nn.Linear(6, 5)
+    nn.init.constant_(head.weight, 1e-17)
+    nn.init.ones_(head.bias)
+    with pytest.raises(VerificationError, match="nothing could be checked at 'a_features'"):
+        export(network(o_classifier=head), EXAMPLE, tmp_path / "e.onnx")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_network_whose_hidden_units_are_all_dead(tmp_path: Path) -> None:
+    """Every gradient is zero, whatever the rules are."""
     hidden = nn.Linear(6, 4)
     nn.init.constant_(hidden.bias, -1e3)
     model = network(o_classifier=nn.Sequential(hidden, nn.ReLU(), nn.Linear(4, 5)))
-    with pytest.raises(VerificationError, match="nothing could be checked at 'a_features'"):
-        export(model, EXAMPLE, tmp_path / "e.onnx")
-    assert list(tmp_path.iterdir()) == []
+    with pytest.warns(UserWarning, match="at a_features every class's gradients are zero"):
+        report = export(model, EXAMPLE, tmp_path / "e.onnx")
+    assert report.verification.zero == ("a_features",)
 
 
 @pytest.mark.parametrize("slip", ["ranks reversed", "always class 0"])
