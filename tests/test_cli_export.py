@@ -68,6 +68,38 @@ def test_export_then_explain(folder: Path) -> None:
     assert (folder / "explanations" / "explanations.jsonl").is_file()
 
 
+def test_the_size_and_a_preprocessing_go_together(folder: Path) -> None:
+    """As the export's own advice is given: the same call again, with the file in addition."""
+    (folder / "preprocessing.json").write_text(json.dumps({"mean": [0.5], "std": [0.5], "resize": None}))
+    options = ("--size", "32", "--preprocessing", "preprocessing.json")
+    result = run("export", "networks_of_the_test:grey", "-o", "grey.onnx", *options)
+    assert result.exit_code == 0, result.stderr
+    spec = Explainer("grey.onnx").manifest.input
+    assert spec.in_words() == "L, resized to 32x32, mean 0.5, std 0.5"
+    (folder / "preprocessing.json").write_text(json.dumps({"height": 16, "width": 16}))
+    refused = run("export", "networks_of_the_test:grey", "-o", "other.onnx", *options)
+    assert_one_line_error(refused, 2, "--size says 32x32, and preprocessing.json 16x16")
+
+
+def test_the_advice_on_a_guess_is_whole(folder: Path) -> None:
+    """A module doesn't say its size: what is advised has it, and gives the same file without a guess."""
+    with pytest.warns(UserWarning, match="nobody stated resize, crop, mean and std") as caught:
+        run("export", "networks_of_the_test:grey", "-o", "guessed.onnx", "--size", "32")
+    message = next(str(one.message) for one in caught if "such as" in str(one.message))
+    assert "as its source usually" not in message  # nobody knows what is usual for it
+    (folder / "preprocessing.json").write_text(message.partition("such as ")[2])
+    run("export", "networks_of_the_test:grey", "-o", "g.onnx", "--preprocessing", "preprocessing.json")
+    guessed, stated = (Explainer(name).manifest.input for name in ("guessed.onnx", "g.onnx"))
+    assert stated.guessed == ()
+    assert stated.in_words() == guessed.in_words()
+    assert (stated.height, stated.width) == (32, 32)
+
+
+def test_a_size_that_nobody_stated_is_said(folder: Path) -> None:
+    with pytest.warns(UserWarning, match="nobody stated the size .*224x224 is a guess"):
+        run("layers", SOURCE)
+
+
 def test_a_head_that_is_not_trained(folder: Path) -> None:
     """Nothing is called right that wasn't measured."""
     message = "at 2 every class's gradients are zero"
@@ -221,7 +253,7 @@ def test_bad_source(source: str, words: list[str], command: str, folder: Path) -
     [
         (["--layer", "conv"], ["'conv'"]),
         (["--layer", "5"], ["'5'", "spatial"]),
-        (["--labels", "labels"], ["2 labels", "4 classes"]),
+        (["--labels", "labels"], ["the labels are 2", "the classes of the model 4"]),
         (["--labels", "missing"], ["missing"]),
         (["--checkpoint", "missing.pt"], ["missing.pt"]),
         (["--preprocessing", "missing.json"], ["missing.json"]),
@@ -234,6 +266,13 @@ def test_bad_option(options: list[str], words: list[str], folder: Path) -> None:
     (folder / "labels").write_text("one\ntwo\n")
     assert_one_line_error(run("export", SOURCE, "-o", "out.onnx", *options), 1, *words)
     assert unchanged(folder)
+
+
+def test_a_misspelt_key_of_the_preprocessing(folder: Path) -> None:
+    for key, hint in (("means", "did you mean 'mean'?"), ("zoom", "there are channels, height, ")):
+        (folder / "preprocessing.json").write_text(json.dumps({key: [0.5]}))
+        result = run("export", SOURCE, "-o", "out.onnx", "--preprocessing", "preprocessing.json")
+        assert_one_line_error(result, 1, f"there is no {key!r}; {hint}")
 
 
 @pytest.mark.parametrize("text", ["[1, 2]", '["a",', b"\xff\xfe\x00"])

@@ -524,8 +524,13 @@ def test_gap_linear_written_otherwise(pool, tmp_path):
 @pytest.mark.parametrize(
     ("keywords", "example", "message"),
     [
-        ({"labels": ["a", "b"]}, EXAMPLE, "there are 2 labels and 4 classes"),
-        ({"preprocessing": Preprocessing(3, 16, 12)}, EXAMPLE, r"inputs of \[3, 16, 12\], and the model"),
+        ({"labels": ["a", "b"]}, EXAMPLE, "the labels are 2, and the classes of the model 4"),
+        (
+            {"preprocessing": Preprocessing(3, 16, 12)},
+            EXAMPLE,
+            "gives height 16, and the model takes height 12",
+        ),
+        ({"activation": "Softmax"}, EXAMPLE, "no activation 'Softmax'; choose one of softmax, sigmoid, none"),
         ({}, EXAMPLE[0], r"tensor of \[batch, channels, height, width\]"),
         ({}, EXAMPLE[:0], r"tensor of \[batch, channels, height, width\]"),
         ({}, EXAMPLE.numpy(), r"tensor of \[batch, channels, height, width\]"),
@@ -537,6 +542,14 @@ def test_arguments_that_do_not_fit(keywords, example, message, tmp_path):
     with pytest.raises(SourceError, match=message) as caught:
         export(Small(), example, tmp_path / "model.onnx", **keywords)
     assert "\n" not in str(caught.value)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_softmax_of_a_single_logit_is_refused(tmp_path: Path) -> None:
+    """It is 1 for every picture."""
+    head = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(6, 1))
+    with pytest.raises(SourceError, match="softmax of a single logit is 1"):
+        export(small_tail(head=head), EXAMPLE, tmp_path / "model.onnx", activation="softmax")
     assert list(tmp_path.iterdir()) == []
 
 

@@ -102,7 +102,8 @@ def test_a_checkpoint_that_holds_code_is_not_run(factory: str, tmp_path: Path) -
     ("write", "message"),
     [
         (None, "there is no checkpoint"),
-        (lambda file: file.write_bytes(b""), "can't read the checkpoint"),
+        (lambda file: file.write_bytes(b""), "is no checkpoint of PyTorch, or is damaged"),
+        (lambda file: file.write_text("cat\ndog\n"), "is no checkpoint of PyTorch, or is damaged"),
         (lambda file: torch.save({"other": torch.zeros(2)}, file), "doesn't fit the model"),
         (lambda file: torch.save([1, 2], file), "doesn't fit the model"),
     ],

@@ -111,8 +111,11 @@ def _read(file: Path, model: nn.Module) -> Any:
             return torch.load(file, map_location="cpu", weights_only=True)
         except Exception as error:
             code = _code_in(file)
-            if not code:
-                raise SourceError(f"can't read the checkpoint {str(file)!r}: {one_line(error)}") from error
+            if not code:  # PyTorch's own message would have it read without any check
+                raise SourceError(
+                    f"{str(file)!r} is no checkpoint of PyTorch, or is damaged; give one that torch.save "
+                    "wrote, or .safetensors"
+                ) from error
             raise SourceError(
                 f"can't read the checkpoint {str(file)!r} safely: beside tensors it holds code "
                 f"({_some(code)}); where it comes from, save the weights alone: "

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,6 +20,8 @@ from onnxplain.errors import ModelError, SourceError
 from onnxplain.manifest import Preprocessing
 from onnxplain_export.graph import constant, operand
 
+_BY_SOURCE = "as its source usually takes them"
+_NOTHING = object()
 _SHAPES = ("Shape", "Size")
 _PASSING = ("Identity", "Cast", "Transpose")
 # What a network multiplies levels of 0 to 255 by, and smaller: 1/58 is the largest (1/std of ImageNet's).
@@ -51,12 +53,13 @@ def check_size(statement: Preprocessing, channels: int, height: int, width: int)
     says_channels = not statement.stated.isdisjoint(SAYS_CHANNELS)
     own = {"channels": channels, "height": height, "width": width}
     said = [name for name in own if name in statement.stated or (name == "channels" and says_channels)]
-    if any(getattr(statement, name) != own[name] for name in said):
-        size = [getattr(statement, name) if name in said else own[name] for name in own]
-        raise SourceError(
-            f"the preprocessing gives inputs of {size}, and the model takes {[channels, height, width]}; "
-            "make them equal"
+    differing = [name for name in said if getattr(statement, name) != own[name]]
+    if differing:
+        gives, takes = (
+            ", ".join(f"{name} {of[name]}" for name in differing)
+            for of in ({name: getattr(statement, name) for name in said}, own)
         )
+        raise SourceError(f"the preprocessing gives {gives}, and the model takes {takes}; make them equal")
 
 
 def stated_size(statement: object) -> tuple[int, int] | None:
@@ -117,7 +120,7 @@ def guessed_by_source(statement: Preprocessing | None) -> list[Evidence]:
         return []
     names = statement.given - statement.stated - {"channels", "height", "width"}
     values = {name: getattr(statement, name) for name in sorted(names)}
-    return [Evidence(values, "as its source usually takes them")] if values else []
+    return [Evidence(values, _BY_SOURCE)] if values else []
 
 
 def normalised_inside(image: ir.Value) -> list[Evidence]:
@@ -166,16 +169,22 @@ def _other_operand(node: ir.Node, value: ir.Value) -> npt.NDArray[Any] | None:
     return array.astype(np.float64)
 
 
+def _reason(name: str, spec: Preprocessing, evidence: Sequence[Evidence]) -> list[str]:
+    """Return what a guess follows from, as particular as it is known; nothing where it is what is usual."""
+    sources = [one.source for one in evidence if one.values.get(name, _NOTHING) == getattr(spec, name)]
+    particular = [source for source in sources if source != _BY_SOURCE]
+    return (particular or sources)[:1]
+
+
 def warn_of_guess(spec: Preprocessing, evidence: Iterable[Evidence], stacklevel: int) -> None:
     """Warn, in one line, where something of a preprocessing had to be guessed, and say how to state it."""
     if not spec.guessed:
         return
-    by_name: dict[str, str] = {}
-    for one in evidence:
-        by_name = {**dict.fromkeys(one.values, one.source), **by_name}
-    reasons = dict.fromkeys(by_name[name] for name in spec.guessed if name in by_name)
+    found = list(evidence)
+    reasons = dict.fromkeys(reason for name in spec.guessed for reason in _reason(name, spec, found))
     because = f" ({'; '.join(reasons)})" if reasons else ""
-    statement = {name: getattr(spec, name) for name in spec.guessed}
+    # With the size, so that it is whole where the source, a module, leaves that open.
+    statement = {name: getattr(spec, name) for name in ("height", "width", *spec.guessed)}
     warnings.warn(
         f"{spec.guess_in_words()}, so how pictures become inputs is a guess{because}: {spec.in_words()}. "
         "If the network was trained otherwise, state it with preprocessing= or --preprocessing FILE, such as "

@@ -207,11 +207,17 @@ def export(
     with steps_of(progress) as steps:
         steps.begin("run", "running the model")
         num_classes = front.num_classes
+        if activation == "softmax" and num_classes == 1:
+            raise SourceError(
+                "softmax of a single logit is 1 whatever it is; leave the activation out, and it is sigmoid"
+            )
         own_labels = front.own_labels() if labels is None else None
         if own_labels is not None:
             labels = own_labels.names
         elif labels is not None and (isinstance(labels, str) or len(labels) != num_classes):
-            raise SourceError(f"there are {len(labels)} labels and {num_classes} classes; list one a class")
+            raise SourceError(
+                f"the labels are {len(labels)}, and the classes of the model {num_classes}; list one a class"
+            )
         names = _layer_names(layer, front)
         front.check_layers(names)
         steps.begin("trace", "tracing it to ONNX")

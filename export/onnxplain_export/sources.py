@@ -9,6 +9,7 @@ import contextlib
 import importlib
 import os
 import sys
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -115,6 +116,12 @@ def _load(spec: str, size: tuple[int, int] | None, checkpoint: Path | None, pret
         raise SourceError(_no_source(spec))
     if origin not in _LIBRARIES:
         model = _from_factory(origin, name)
+        if size is None:
+            warnings.warn(
+                f"nobody stated the size of the images that {spec} takes, so 224x224 is a guess; state it "
+                "with --size, or height and width in the preprocessing",
+                stacklevel=3,
+            )
         source = Source(spec, model, _of_size(_channels_of(model), *(size or (224, 224))))
         if checkpoint is not None:
             load_weights(model, read_weights(checkpoint, model), checkpoint)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, fields
+from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -82,12 +83,14 @@ def load(
     SourceError
         There is no such source, or a file doesn't fit it.
     """
-    if size and preprocessing_file:
+    preprocessing = None if preprocessing_file is None else _read_preprocessing(preprocessing_file)
+    own_size = _stated_size(preprocessing)
+    if size and own_size and size != own_size:
         raise click.UsageError(
-            "--size and --preprocessing don't go together: the file has a height and a width.",
+            f"--size says {size[0]}x{size[1]}, and {preprocessing_file} {own_size[0]}x{own_size[1]}.",
             click.get_current_context(),
         )
-    preprocessing = None if preprocessing_file is None else _read_preprocessing(preprocessing_file)
+    size = size or own_size
     origin = source.partition(":")[0]
     if Path(source).suffix == ".onnx":
         return _load_onnx(source, checkpoint, size, preprocessing)
@@ -108,9 +111,14 @@ def _load_onnx(
         )
     require("onnx")
     from onnxplain_export import OnnxModel
-    from onnxplain_export.evidence import stated_size
 
-    return OnnxSource(OnnxModel(source, size or stated_size(preprocessing)), preprocessing)
+    return OnnxSource(OnnxModel(source, size), preprocessing)
+
+
+def _stated_size(preprocessing: Preprocessing | None) -> tuple[int, int] | None:
+    if preprocessing is None or not {"height", "width"} & preprocessing.stated:
+        return None
+    return preprocessing.height, preprocessing.width
 
 
 def read_text(file: Path) -> str:
@@ -132,11 +140,20 @@ def read_text(file: Path) -> str:
 def _read_preprocessing(file: Path) -> Preprocessing:
     """Read a JSON object with fields of `Preprocessing`; what it leaves out isn't stated."""
     try:
-        fields: dict[str, Any] = json.loads(read_text(file))
+        found: dict[str, Any] = json.loads(read_text(file))
         known: dict[str, Any] = {
-            key: tuple(value) if isinstance(value, list) else value for key, value in fields.items()
+            key: tuple(value) if isinstance(value, list) else value for key, value in found.items()
         }
         known.pop("stated", None)  # of a manifest's input: here all that stands is
+        _check_names(known)
         return Preprocessing(**known)
     except (ValueError, AttributeError, TypeError, OverflowError, ModelError) as error:
         raise SourceError(f"{file} doesn't say how pictures become inputs: {error}") from None
+
+
+def _check_names(given: Iterable[str]) -> None:
+    names = [field.name for field in fields(Preprocessing) if field.name != "stated"]
+    for unknown in sorted(set(given).difference(names)):
+        near = get_close_matches(unknown, names, n=1)
+        hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(names)}"
+        raise ValueError(f"there is no {unknown!r}; {hint}")
