@@ -121,10 +121,13 @@ def built(spec: str) -> tuple[torch.nn.Module, str | None]:
     name, _, layer = spec.removeprefix("timm:").partition(":")
     if not spec.startswith("timm:"):
         return build(name), layer or None
-    import timm
     import torch
 
     from redraw import redraw
+    from torchvision_operators import declare_torchvision_operators
+
+    declare_torchvision_operators()
+    import timm
 
     network = timm.create_model(name, num_classes=1000)
     return redraw(network, torch.zeros(1, 3, SIZE, SIZE), SEED), layer or None

@@ -93,6 +93,15 @@ def test_products(a: tuple[int, ...], b: tuple[int, ...]) -> None:
     np.testing.assert_allclose(found, evaluated("MatMul", inputs, False), rtol=0, atol=1e-12)
 
 
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("size", [2, 100])
+def test_overflow_on_threads(size: int) -> None:
+    infinite, zero = np.full((3, size, size), np.inf), np.zeros((size, size))
+    assert np.isnan(evaluated("MatMul", [infinite, zero], True)).all()
+    found = evaluated("Conv", [infinite[None].repeat(2, 0), np.zeros((4, 3, 1, 1))], True)
+    assert np.isnan(found).all()
+
+
 def test_products_of_whole_numbers() -> None:
     a = np.arange(24).reshape(2, 3, 4)
     found = evaluated("MatMul", [a, a.swapaxes(1, 2)], True)

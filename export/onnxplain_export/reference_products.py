@@ -39,9 +39,16 @@ def on_one_thread() -> AbstractContextManager[object]:
 
 
 def each(function: Callable[..., object], *arrays: Array) -> None:
-    """Call a function with the items of arrays along their first axis, of large ones on threads."""
-    calls = (map if arrays[0].size < _SMALL else _pool().map)(function, *arrays)
-    list(calls)
+    """Call a function with the items of arrays along their first axis, of large ones on threads.
+
+    Numbers may overflow there, as they do in networks, and nobody is warned.
+    """
+
+    def call(*items: Array) -> None:
+        with np.errstate(all="ignore"):  # a thread has its own
+            function(*items)
+
+    list((map if arrays[0].size < _SMALL else _pool().map)(call, *arrays))
 
 
 def product(a: Array, b: Array) -> Array:

@@ -6,7 +6,7 @@ from importlib.util import find_spec
 
 from onnxplain.errors import MissingDependencyError
 
-_ONNX = ("onnx", "onnx_ir", "onnxscript")
+_ONNX = ("onnx", "onnx_ir", "onnxscript", "scipy", "threadpoolctl")
 
 # The packages that each extra of pyproject.toml brings, by their import names.
 PACKAGES = {
