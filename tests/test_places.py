@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import nn
 
+from onnxplain.cli._text import folding
 from onnxplain.errors import LayerError
 from onnxplain_export import export, list_layers, verify
 from onnxplain_export.feature_map import FeatureMap
@@ -191,6 +192,7 @@ def test_tokens_behind_the_grid_are_dropped(tmp_path: Path) -> None:
     assert entry.tokens == {"layout": "BNC", "prefix": 2, "suffix": 3}
     assert FeatureMap.of_layer(entry) == FeatureMap(WIDTH, 8, 8, "BNC", 2, 3)
     assert verify(path).rules < 1e-7
+    assert folding(entry.tokens) == ", folded from tokens, the first 2 and the last 3 dropped"
 
 
 @both
