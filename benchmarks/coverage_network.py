@@ -217,7 +217,8 @@ def folded(gradients: Array, layer: Layer) -> Array:
     if tokens.get("layout") == "NHWC":
         return gradients.transpose(0, 1, 4, 2, 3)
     if tokens.get("layout") == "BNC":
-        grid = gradients[:, :, tokens.get("prefix", 0) :]
+        first = tokens.get("prefix", 0)
+        grid = gradients[:, :, first : first + layer.height * layer.width]
         return grid.transpose(0, 1, 3, 2).reshape(*grid.shape[:2], -1, layer.height, layer.width)
     return gradients
 

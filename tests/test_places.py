@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -10,10 +11,11 @@ import pytest
 import torch
 from torch import nn
 
+from onnxplain.cli._text import folding
 from onnxplain.errors import LayerError
 from onnxplain_export import export, list_layers, verify
 from onnxplain_export.feature_map import FeatureMap
-from onnxplain_export.layers import LayerCandidate
+from onnxplain_export.layers import LayerCandidate, ModuleCall, without_unread_grids
 from onnxplain_export.places import Places
 
 WIDTH = 12
@@ -190,6 +192,7 @@ def test_tokens_behind_the_grid_are_dropped(tmp_path: Path) -> None:
     assert entry.tokens == {"layout": "BNC", "prefix": 2, "suffix": 3}
     assert FeatureMap.of_layer(entry) == FeatureMap(WIDTH, 8, 8, "BNC", 2, 3)
     assert verify(path).rules < 1e-7
+    assert folding(entry.tokens) == ", folded from tokens, the first 2 and the last 3 dropped"
 
 
 @both
@@ -226,3 +229,22 @@ def test_tokens_that_move_at_random_seldom_pass(size: tuple[int, int], most: int
         for _ in range(1000)
     )
     assert passed <= most
+
+
+@pytest.mark.parametrize("guess", [None, *range(12)])
+@pytest.mark.parametrize("read", range(2, 12))
+def test_the_last_grid_that_is_read(read: int, guess: int | None) -> None:
+    """A guess, right or wrong, saves passes and decides nothing; the right one leaves one of two images."""
+    maps = FeatureMap(8, 3, 4, "BNC", 1)
+    first = ModuleCall("maps", "Conv2d", (2, 8, 3, 4), FeatureMap(8, 3, 4), True, False)
+    calls = [first, *(ModuleCall(f"{n}", "Block", (2, 13, 8), maps, True, False) for n in range(1, 12))]
+    passes = []
+
+    def reach(sets: Sequence[Sequence[ModuleCall]]) -> list[bool]:
+        passes.append(len(sets))
+        return [any(call.name == str(read) for call in calls) for calls in sets]
+
+    marked = without_unread_grids(calls, reach, None if guess is None else calls[guess])
+    assert [call.reaches_logits for call in marked] == [number <= read for number in range(12)]
+    if guess == read:
+        assert passes == [min(2, 12 - read)]

@@ -139,11 +139,14 @@ def without_unread_grids(
         and names.count(call.name) == 1
     ]
     all_read = [index for index in eligible if not _has_others(calls[index].feature_map)]
+    # What comes before maps that are read as a whole needn't be asked for.
     doubtful = [index for index in eligible if not all_read or index > all_read[-1]]
-    # Of the first so many at least one is read: what begins with them reaches the logits.
+    # The last one that is read is between the one before `low`, which is, and `high`, from where none is.
     low, high = 0, len(doubtful)
-    guesses = [number for number, index in enumerate(doubtful) if calls[index] is guess]
-    tried = sorted({number + step for number in guesses for step in (0, 1)} - {high})
+    tried: list[int] = []
+    if guess is not None:
+        read = next((number for number, index in enumerate(doubtful) if calls[index] is guess), -1)
+        tried = [start for start in (read, read + 1) if start >= 0]
     while low < high:
         tried = [start for start in tried or _spread(low, high) if start < high]
         reached = reach([[calls[index] for index in doubtful[start:]] for start in tried])

@@ -142,7 +142,8 @@ def with_places(
     while len(found) < len(asked):
         before = len(found)
         for name, moved in probes.moved(images, kept).items():
-            if name not in found:
+            # What attention has folded to a row for each head has another batch, and is none of the image's.
+            if name not in found and len(moved) == len(images):
                 maps = places.read(asked[name], moved[places.of_grid(asked[name].size)])
                 if maps is not None:
                     found[name], kept[name] = maps, places.changed_tokens(maps)

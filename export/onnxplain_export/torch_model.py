@@ -16,7 +16,7 @@ from typing import Any
 import onnx_ir as ir
 import torch
 from torch import nn
-from torch.autograd.graph import Node
+from torch.autograd.graph import GradientEdge, Node
 
 from onnxplain.errors import LayerError, SourceError
 from onnxplain_export.assemble import TracedModel
@@ -24,7 +24,13 @@ from onnxplain_export.exportable import Exportable
 from onnxplain_export.feature_map import Array, FeatureMap, feature_map_of, has_aspect, token_grids
 from onnxplain_export.graph import MODULE_KEY
 from onnxplain_export.layers import NO_PLACES, ModuleCall, closest_names, without_unread_grids
-from onnxplain_export.torch_places import grids_reach, with_places
+from onnxplain_export.torch_places import (
+    grids_reach,
+    last_read,
+    with_any_numbers,
+    with_places,
+    without_numbers,
+)
 
 OPSET = 20
 
@@ -178,7 +184,7 @@ def record_calls(model: nn.Module, example: torch.Tensor) -> tuple[list[ModuleCa
                     tuple(tensor.shape),
                     tensor.is_floating_point(),
                     same,
-                    _node(tensor),
+                    _edge(tensor),
                 )
             )
 
@@ -187,8 +193,8 @@ def record_calls(model: nn.Module, example: torch.Tensor) -> tuple[list[ModuleCa
     with contextlib.ExitStack() as stack:
         stack.enter_context(evaluation_mode(model))
         stack.enter_context(torch.enable_grad())
-        # What depends on what is asked, not how much: nothing needs to be kept for a backward pass.
-        stack.enter_context(torch.autograd.graph.saved_tensors_hooks(lambda tensor: None, _remembered))
+        # What depends on what is asked, not how much: no numbers need to be kept for a backward pass.
+        stack.enter_context(torch.autograd.graph.saved_tensors_hooks(without_numbers, with_any_numbers))
         try:
             for name, module in model.named_modules():
                 if name:
@@ -211,7 +217,8 @@ def record_calls(model: nn.Module, example: torch.Tensor) -> tuple[list[ModuleCa
 
     with evaluation_mode(model):
         calls = with_places(model, run, calls, seen)
-        calls = without_unread_grids(calls, lambda sets: grids_reach(model, run, sets, seen[:1]))
+        guess = last_read(calls, [output.edge for output in outputs], logits)
+        calls = without_unread_grids(calls, lambda sets: grids_reach(model, run, sets, seen[:1]), guess)
     return calls, logits.shape[1]
 
 
@@ -224,12 +231,12 @@ class _Output:
     shape: tuple[int, ...]
     is_float: bool
     same_as_input: bool
-    node: Node | None
+    edge: GradientEdge | None
     """Its place in autograd's graph; None where no gradient comes back to it."""
 
 
-def _node(tensor: torch.Tensor) -> Node | None:
-    return torch.autograd.graph.get_gradient_edge(tensor).node if tensor.requires_grad else None
+def _edge(tensor: torch.Tensor) -> GradientEdge | None:
+    return torch.autograd.graph.get_gradient_edge(tensor) if tensor.requires_grad else None
 
 
 def _described(
@@ -258,7 +265,7 @@ def _described(
                 output.kind,
                 output.shape,
                 maps,
-                output.node in reached,
+                output.edge is not None and output.edge.node in reached,
                 output.same_as_input,
                 in_attention=f"{output.name}.".startswith(attention),
                 has_image_aspect=maps is not None and has_aspect(maps.size, image_size),

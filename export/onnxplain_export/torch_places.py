@@ -11,10 +11,14 @@ from typing import Any
 import numpy as np
 import torch
 from torch import nn
+from torch.autograd.graph import GradientEdge
 
 from onnxplain_export.feature_map import FeatureMap, feature_map_of
 from onnxplain_export.layers import ModuleCall
 from onnxplain_export.places import Places
+
+# Layers whose gradients are asked for in one backward pass, which goes back to the first of them.
+_AT_ONCE = 16
 
 
 def with_places(
@@ -145,6 +149,59 @@ def grids_reach(
         # A model that squeezes its output would lose a batch of one.
         logits = run(image.repeat(max(2, len(sets)), 1, 1, 1))
     return logits.isnan().any(dim=1)[: len(sets)].tolist()
+
+
+def without_numbers(tensor: torch.Tensor) -> torch.Tensor | tuple[torch.Size, torch.dtype, torch.device]:
+    """Return what is kept of a tensor for a backward pass that asks what depends on what: not its numbers."""
+    return (tensor.shape, tensor.dtype, tensor.device) if tensor.is_floating_point() else tensor
+
+
+def with_any_numbers(
+    kept: torch.Tensor | tuple[torch.Size, torch.dtype, torch.device],
+) -> torch.Tensor:
+    """Return a tensor like the one that was kept: through its numbers, as through most, a gradient passes."""
+    if isinstance(kept, torch.Tensor):
+        return kept
+    shape, dtype, device = kept
+    return torch.full(shape, 0.5, dtype=dtype, device=device)
+
+
+def last_read(
+    calls: Sequence[ModuleCall], edges: Sequence[GradientEdge | None], logits: torch.Tensor
+) -> ModuleCall | None:
+    """Guess the last call whose grid the logits depend on, by a gradient of not-a-number; None for no guess.
+
+    Parameters
+    ----------
+    calls
+        In their order.
+    edges
+        The place of each one's output in autograd's graph.
+    logits
+        Computed under hooks that keep tensors `without_numbers`.
+    """
+    tokens = [
+        (call, maps, edge)
+        for call, edge in zip(calls, edges, strict=True)
+        if (maps := _tokens_of(call)) is not None and edge is not None and call.has_places
+    ]
+    for end in range(len(tokens), 0, -_AT_ONCE):
+        part = tokens[max(0, end - _AT_ONCE) : end]
+        try:
+            gradients = torch.autograd.grad(
+                logits,
+                [edge for _, _, edge in part],
+                torch.full_like(logits, torch.nan),
+                retain_graph=True,
+                allow_unused=True,
+            )
+        except Exception:  # whatever a network's own backward passes raise, given any numbers
+            return None
+        for (call, maps, _), gradient in reversed(list(zip(part, gradients, strict=True))):
+            count = maps.height * maps.width
+            if gradient is not None and gradient[:, maps.prefix : maps.prefix + count].isnan().any():
+                return call
+    return None
 
 
 def _tokens_of(call: ModuleCall) -> FeatureMap | None:

@@ -144,5 +144,6 @@ def folding(tokens: Mapping[str, Any] | None) -> str:
         return ""
     if tokens.get("layout") == "NHWC":
         return ", from channels last"
-    prefix = tokens.get("prefix", 0)
-    return f", folded from tokens{f', the first {prefix} dropped' if prefix else ''}"
+    ends = [("first", tokens.get("prefix", 0)), ("last", tokens.get("suffix", 0))]
+    dropped = " and ".join(f"the {end} {count}" for end, count in ends if count)
+    return f", folded from tokens{f', {dropped} dropped' if dropped else ''}"
