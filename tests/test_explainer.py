@@ -317,6 +317,8 @@ def test_one_picture_is_no_batch(explainer, tmp_path):
         for one in (path, str(path), data, IMAGES[0], file, io.BytesIO(data), picture):
             with pytest.raises(TypeError, match=r"a list of pictures or an array .*; for one, call explain"):
                 explainer.explain_batch(one)
+            with pytest.raises(TypeError, match=r"a list of pictures or an array .*; for one, call explain"):
+                next(explainer.stream(one))
         assert len(explainer.explain_batch([file, picture])) == 2
 
 

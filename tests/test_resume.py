@@ -210,11 +210,11 @@ def test_what_could_not_be_read_is_tried_again(explained: list[str], folder: Pat
 @pytest.mark.parametrize(
     ("changes", "name"),
     [
-        (["--method", "cam"], "method"),
-        (["--eigen-smooth"], "eigen smooth"),
-        (["--layer", "features"], "layer"),
-        (["--colormap", "jet"], "colormap"),
-        (["--no-overlays"], "overlays"),
+        (["--method", "cam"], 'method: ["gradcam", "layercam"] then, ["gradcam", "layercam", "cam"] now'),
+        (["--eigen-smooth"], "eigen smooth: false then, true now"),
+        (["--layer", "features"], 'layer: null then, "features" now'),
+        (["--colormap", "jet"], 'colormap: "inferno" then, "jet" now'),
+        (["--no-overlays"], "overlays: true then, false now"),
     ],
 )
 def test_another_question_is_refused(changes: list[str], name: str, folder: Path) -> None:

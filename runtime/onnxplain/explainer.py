@@ -295,7 +295,10 @@ class Explainer:
         ------
         ImageError, TargetError, MethodError
             As in `explain`, when the picture's turn comes.
+        TypeError
+            It is one picture, not several.
         """
+        _check_several(images)
         # The caller may fill an array again, or close a file, before a thread comes to it.
         taken = map(kept, images)
         how = self._how(method, layer, eigen_smooth, aug_smooth)
@@ -338,12 +341,7 @@ class Explainer:
         TypeError
             It is one picture, not several.
         """
-        if isinstance(images, (str, bytes, os.PathLike, BinaryFile, PillowImage)) or (
-            isinstance(images, np.ndarray) and images.ndim != 4
-        ):
-            raise TypeError(
-                "images is a list of pictures or an array [batch, H, W, 3]; for one, call explain"
-            )
+        _check_several(images)
         images = list(images)
         if isinstance(target, (list, tuple)) or (isinstance(target, np.ndarray) and target.ndim > 0):
             targets = list(target)
@@ -521,3 +519,11 @@ def _check_top(top: int, num_classes: int | None) -> None:
         raise TargetError(f"top must be at least 1, not {top}")
     if num_classes is not None and top > num_classes:
         raise TargetError(f"top must be at most {num_classes}, the number of classes, not {top}")
+
+
+def _check_several(images: object) -> None:
+    """Check that what shall be several pictures isn't one, whose letters or rows would be taken for such."""
+    if isinstance(images, (str, bytes, os.PathLike, BinaryFile, PillowImage)) or (
+        isinstance(images, np.ndarray) and images.ndim != 4
+    ):
+        raise TypeError("images is a list of pictures or an array [batch, H, W, 3]; for one, call explain")

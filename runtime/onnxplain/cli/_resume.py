@@ -53,8 +53,11 @@ def check_settings(folder: OutputFolder) -> None:
     before = folder.earlier_settings
     for name, value in folder.settings.items():
         if before is not None and before.get(name) != value:
+            change = (
+                "" if name == "model" else f": {json.dumps(before.get(name))} then, {json.dumps(value)} now"
+            )
             raise OutputError(
-                f"{folder.path} was made with another {name.replace('_', ' ')}; "
+                f"{folder.path} was made with another {name.replace('_', ' ')}{change}; "
                 "leave --resume out to replace what is there, or name another folder"
             )
 
