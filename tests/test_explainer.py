@@ -171,7 +171,7 @@ def test_pictures_of_all_kinds(explainer, tmp_path):
 
 def test_the_heatmap_lies_where_the_crop_lay():
     """The network sees the middle of a wide picture: there lies the heatmap of the middle alone."""
-    spec = replace(MANIFEST.input, resize=24)
+    spec = replace(MANIFEST.input, resize=24, crop="center")
     explainer = Explainer(tiny_explainer(NETWORK, replace(MANIFEST, input=spec)))
     wide = np.concatenate([IMAGES[1][:, :16], IMAGES[0], IMAGES[1][:, :20]], axis=1)
     explanation = explainer.explain(wide, 1)

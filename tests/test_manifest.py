@@ -255,7 +255,9 @@ def test_the_usual_transform_of_a_size():
         ({"mean": (0.4,), "std": (0.2,)}, {"channels": 1, "color": "L"}, ("resize", "crop")),
         ({"mean": (0.4, 0.4, 0.4)}, {"channels": 3, "std": (1.0,) * 3}, ("resize", "crop", "std")),
         ({"std": (0.4, 0.4, 0.4)}, {"channels": 3, "mean": (0.0,) * 3}, ("resize", "crop", "mean")),
-        ({"resize": None}, {"crop": "center"}, ("mean", "std")),
+        ({"resize": None}, {"crop": "none"}, ("mean", "std")),
+        ({"height": 24, "width": 32, "resize": (24, 32)}, {"crop": "none"}, ("mean", "std")),
+        ({"resize": None, "crop": "center"}, {"crop": "center"}, ("mean", "std")),
         ({"resize": 236}, {"crop": "center"}, ("mean", "std")),
         ({"crop": "none"}, {"resize": None}, ("mean", "std")),
         ({"crop": "center", "height": 32}, {"resize": 37}, ("resize", "mean", "std")),
@@ -300,6 +302,10 @@ def test_stated_that_is_no_object_of_truths(stated):
             "BGR, resized to 24x32 (bicubic), levels from 0 to 255",
         ),
         (Preprocessing(1, 8, 8, mean=(0.5,), std=(0.25,)), "L, resized to 8x8, mean 0.5, std 0.25"),
+        (
+            Preprocessing(1, 8, 9, resize=(8, 9), crop="center", std=(0.003921569,)),  # as float32 has 1 / 255
+            "L, resized to 8x9, levels from 0 to 255",
+        ),
     ],
 )
 def test_in_words(spec, words):

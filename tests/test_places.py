@@ -217,7 +217,7 @@ def last_normalisations(path: Path) -> list[onnx.NodeProto]:
 
 
 @pytest.mark.parametrize(
-    ("size", "most"), [((2, 2), 10), ((3, 3), 1), ((3, 4), 1), ((4, 4), 1), ((7, 7), 1), ((14, 14), 1)]
+    ("size", "most"), [((2, 2), 10), ((3, 3), 0), ((3, 4), 0), ((4, 4), 0), ((7, 7), 0), ((14, 14), 0)]
 )
 def test_tokens_that_move_at_random_seldom_pass(size: tuple[int, int], most: int) -> None:
     rng = np.random.default_rng(0)

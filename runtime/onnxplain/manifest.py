@@ -160,6 +160,7 @@ class Preprocessing:
     def steps_in_words(self) -> tuple[str, str, str]:
         """Return a phrase each for the colours, the resize with its crop, and the levels."""
         size = f"{self.height}x{self.width}"
+        is_whole = self.resize in (None, (self.height, self.width))
         if self.resize is None:
             resize = f"resized to {size}"
         elif isinstance(self.resize, int):
@@ -167,13 +168,14 @@ class Preprocessing:
         else:
             resize = f"resized to {self.resize[0]}x{self.resize[1]}"
         kernel = "" if self.interpolation == "bilinear" else f" ({self.interpolation})"
-        crop = f", centre {size} cropped" if self.crop == "center" and self.resize else ""
+        # Of what has the input's own size already, the centre is all.
+        crop = "" if is_whole else f", centre {size} cropped"
         return self.color, f"{resize}{kernel}{crop}", self._levels_in_words()
 
     def _levels_in_words(self) -> str:
         if not any(self.mean) and set(self.std) == {1}:
             return "levels in [0, 1]"
-        if not any(self.mean) and set(self.std) == {1 / 255}:
+        if not any(self.mean) and all(math.isclose(value, 1 / 255, rel_tol=1e-4) for value in self.std):
             return "levels from 0 to 255"
         mean, std = (
             " ".join(f"{value:.4g}" for value in (values if len(set(values)) > 1 else values[:1]))
@@ -240,7 +242,7 @@ def _derived(said: Mapping[str, Any]) -> dict[str, Any]:
         return known
     guess = usual(known["channels"], *size)
     if "resize" in known:
-        known.setdefault("crop", "center")  # of what has the input's own size already, the centre is all
+        known.setdefault("crop", "none" if known["resize"] in (None, size) else "center")
     elif known.get("crop") == "none":
         known["resize"] = None
     elif known.get("crop") == "center":
