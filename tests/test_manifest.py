@@ -303,7 +303,9 @@ def test_stated_that_is_no_object_of_truths(stated):
         ),
         (Preprocessing(1, 8, 8, mean=(0.5,), std=(0.25,)), "L, resized to 8x8, mean 0.5, std 0.25"),
         (
-            Preprocessing(1, 8, 9, resize=(8, 9), crop="center", std=(0.003921569,)),  # as float32 has 1 / 255
+            Preprocessing(
+                1, 8, 9, resize=(8, 9), crop="center", std=(0.003921569,)
+            ),  # as float32 has 1 / 255
             "L, resized to 8x9, levels from 0 to 255",
         ),
     ],

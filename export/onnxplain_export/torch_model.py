@@ -6,6 +6,7 @@ import contextlib
 import copy
 import hashlib
 import io
+import itertools
 import logging
 import re
 import warnings
@@ -281,8 +282,10 @@ def _same_elements(source: torch.Tensor, tensor: torch.Tensor) -> bool:
         return False
     if torch.equal(source.flatten(), tensor.flatten()):
         return True
-    is_permuted = source.shape != tensor.shape and sorted(source.shape) == sorted(tensor.shape)
-    return is_permuted and torch.equal(source.flatten().sort().values, tensor.flatten().sort().values)
+    if source.shape == tensor.shape or sorted(source.shape) != sorted(tensor.shape):
+        return False
+    permuted = (source.permute(axes) for axes in itertools.permutations(range(source.ndim)))
+    return any(torch.equal(one, tensor) for one in permuted if one.shape == tensor.shape)
 
 
 def trace(
