@@ -302,10 +302,8 @@ def test_stated_that_is_no_object_of_truths(stated):
             "BGR, resized to 24x32 (bicubic), levels from 0 to 255",
         ),
         (Preprocessing(1, 8, 8, mean=(0.5,), std=(0.25,)), "L, resized to 8x8, mean 0.5, std 0.25"),
-        (
-            Preprocessing(
-                1, 8, 9, resize=(8, 9), crop="center", std=(0.003921569,)
-            ),  # as float32 has 1 / 255
+        (  # 1 / 255, as somebody wrote it
+            Preprocessing(1, 8, 9, resize=(8, 9), crop="center", std=(0.003921569,)),
             "L, resized to 8x9, levels from 0 to 255",
         ),
     ],
