@@ -7,6 +7,7 @@ from dataclasses import replace
 from functools import cache
 from math import comb
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -351,10 +352,9 @@ def test_the_command(tmp_path: Path, pictures: Path, monkeypatch: pytest.MonkeyP
     assert lines[1] == "RGB, resized to 24x32, levels in [0, 1]"
     assert lines[4].split() == ["60", "mean", "0.5,", "std", "0.5"]
     # All of it is in there, so that a file with nothing else leads to what was found.
-    fields = json.loads("".join(lines[-2:]))
-    stated = Preprocessing(
-        **{name: tuple(one) if isinstance(one, list) else one for name, one in fields.items()}
-    )
+    fields: dict[str, Any] = json.loads("".join(lines[-2:]))
+    mean, std = tuple(fields.pop("mean")), tuple(fields.pop("std"))
+    stated = Preprocessing(**fields, mean=mean, std=std)
     assert stated == TRUTH
     assert stated.stated >= {"height", "width", "color", "resize", "crop", "interpolation", "mean", "std"}
     assert max(map(len, lines)) <= 110
