@@ -121,6 +121,17 @@ def test_the_levels_of_the_pictures_themselves_are_tried(pictures: Path) -> None
     assert any(abs(mean - np.mean(resized)) < 0.005 for mean in means if mean not in (0.0, 0.485))
 
 
+def test_crops_are_not_tried_with_levels_that_chance_may_have_chosen(pictures: Path) -> None:
+    own = replace(TRUTH, mean=(0.0,) * 3, std=(1.0,) * 3)
+    few = labelled(pictures)[::12]
+    found = check_preprocessing(Explainer(explainer_of(own)).network, few)
+    assert found.own.count < found.others[0].count
+    assert found.others[0].chance_against(found.own) > 0.05
+    crops = [one.spec for one in found.others if one.spec.resize is not None]
+    assert len(crops) == 2
+    assert all((crop.mean, crop.std) == (own.mean, own.std) for crop in crops)
+
+
 def test_chance() -> None:
     """The sign test, by hand: 7 pictures differ, and one of them wins 6."""
     one = Trial(TRUTH, np.array([True] * 6 + [False] + [True] * 9))
