@@ -7,6 +7,7 @@ from dataclasses import replace
 from functools import cache
 from math import comb
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -118,6 +119,17 @@ def test_the_levels_of_the_pictures_themselves_are_tried(pictures: Path) -> None
     resized = [cv2.imread(str(one.path)) / 255 for one in labelled(pictures)]
     means = [trial.spec.mean[0] for trial in found.others]
     assert any(abs(mean - np.mean(resized)) < 0.005 for mean in means if mean not in (0.0, 0.485))
+
+
+def test_crops_are_not_tried_with_levels_that_chance_may_have_chosen(pictures: Path) -> None:
+    own = replace(TRUTH, mean=(0.0,) * 3, std=(1.0,) * 3)
+    few = labelled(pictures)[::12]
+    found = check_preprocessing(Explainer(explainer_of(own)).network, few)
+    assert found.own.count < found.others[0].count
+    assert found.others[0].chance_against(found.own) > 0.05
+    crops = [one.spec for one in found.others if one.spec.resize is not None]
+    assert len(crops) == 2
+    assert all((crop.mean, crop.std) == (own.mean, own.std) for crop in crops)
 
 
 def test_chance() -> None:
@@ -351,10 +363,9 @@ def test_the_command(tmp_path: Path, pictures: Path, monkeypatch: pytest.MonkeyP
     assert lines[1] == "RGB, resized to 24x32, levels in [0, 1]"
     assert lines[4].split() == ["60", "mean", "0.5,", "std", "0.5"]
     # All of it is in there, so that a file with nothing else leads to what was found.
-    fields = json.loads("".join(lines[-2:]))
-    stated = Preprocessing(
-        **{name: tuple(one) if isinstance(one, list) else one for name, one in fields.items()}
-    )
+    fields: dict[str, Any] = json.loads("".join(lines[-2:]))
+    mean, std = tuple(fields.pop("mean")), tuple(fields.pop("std"))
+    stated = Preprocessing(**fields, mean=mean, std=std)
     assert stated == TRUTH
     assert stated.stated >= {"height", "width", "color", "resize", "crop", "interpolation", "mean", "std"}
     assert max(map(len, lines)) <= 110
