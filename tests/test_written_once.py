@@ -10,9 +10,11 @@ import onnx
 import onnx_ir as ir
 import pytest
 import torch
+from onnx import numpy_helper
 from torch import nn
 
 from graphs import Array, in_onnxruntime, parse
+from onnxplain.errors import VerificationError
 from onnxplain.manifest import METADATA_KEY
 from onnxplain_export import export, exporter, files, verify
 from onnxplain_export.onnx_session import session_of
@@ -63,6 +65,32 @@ def test_the_weights_are_written_once(
     assert [path.name for path in saved] == ["e.onnx"]
     monkeypatch.undo()
     assert verify(tmp_path / "e.onnx").rules < 1e-6
+
+
+def with_a_wrong_gradient(path: Path) -> None:
+    """Change one weight of the backward pass alone: the node that reads it is fed a copy."""
+    proto = onnx.load(path)
+    weights = {tensor.name: tensor for tensor in proto.graph.initializer}
+    gather = next(node for node in proto.graph.node if node.op_type == "Gather" and node.input[0] in weights)
+    changed = numpy_helper.to_array(weights[gather.input[0]]).copy()
+    changed[:, 0] *= 2
+    proto.graph.initializer.append(numpy_helper.from_array(changed, "changed"))
+    gather.input[0] = "changed"
+    onnx.save(proto, path)
+
+
+@pytest.mark.parametrize("options", [{}, {"fp16": True}, {"pixels": True}, {"pixels": True, "fp16": True}])
+def test_what_is_verified_is_what_was_written(
+    options: dict[str, bool], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def wrong(model: ir.Model, path: Path) -> None:
+        files.save(model, path)
+        with_a_wrong_gradient(path)
+
+    monkeypatch.setattr(exporter, "save", wrong)
+    with pytest.raises(VerificationError):
+        export(network(), torch.zeros(1, 3, 16, 16), tmp_path / "e.onnx", **options)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_the_manifest_is_the_files_only_metadata(explainer: Path) -> None:

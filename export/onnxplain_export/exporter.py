@@ -300,7 +300,7 @@ def export(
                 halve(traced, network, largest_numbers(inside, network, probe))
                 save(traced.model, draft)
                 verification = replace(
-                    _verified_half(draft, traced.model, manifest, probe, expected[LOGITS]),
+                    _verified_half(draft, manifest, probe, expected[LOGITS]),
                     autograd=verification.autograd,
                 )
             manifest = replace(manifest, verification=verification.summary())
@@ -341,10 +341,12 @@ def _run(
         raise _one_size_alone("doesn't run", probe) from error
 
 
-def _verified_half(
-    draft: Path, model: ir.Model, manifest: Manifest, probe: Probe, expected: Array
-) -> Verification:
-    """Verify a file in half precision by itself, and against the source's logits."""
+def _verified_half(draft: Path, manifest: Manifest, probe: Probe, expected: Array) -> Verification:
+    """Verify a file in half precision by itself, and against the source's logits.
+
+    It is read again: what is checked of it, widened to float32, is another model than the one written.
+    """
+    model = ir.load(draft)
     verification = verify_model(draft, model, manifest, probe)
     inside = explainer_inside(model, manifest)
     logits = run_file(draft if inside is model else None, inside, probe, [])[LOGITS]
