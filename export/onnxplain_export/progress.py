@@ -21,10 +21,10 @@ from onnxplain_export.graph import downstream, static_dims
 
 Callback = Callable[[str], None]
 
-#: Seconds that steps took of resnet50, convnext_tiny, efficientnet_v2_s and vit_b_16 on two cores: medians.
+#: About the seconds that steps took of resnet50, convnext_tiny, efficientnet_v2_s and vit_b_16 on two cores.
 USUAL = {"run": 3.0, "trace": 9.0, "differentiate": 1.5, "rules": 1.5, "compare": 3.0}
-# And per unit of what they work on, from the same networks, and resnet50 at `layer1`: a billion products of
-# the network on an image, a billion of those behind a layer, and a gigabyte of weights.
+# And about those per unit of what they work on, of the same networks and of resnet50 at `layer1`: a billion
+# products of the network on an image, a billion of those behind a layer, and a gigabyte of weights.
 _TRACED_NODE = 0.02
 _RUN, _SOURCE, _WRITTEN = 0.1, 0.25, 2.0
 _DIFFERENCES, _DIFFERENCES_BESIDE_KINKS, _REFERENCE_BESIDE_KINKS = 0.6, 1.6, 0.9
