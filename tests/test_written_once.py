@@ -1,7 +1,9 @@
-"""A file is written once, byte by byte as protobuf would write it, and engines get weights uncopied."""
+"""A file is written once, byte by byte as protobuf would write it, and engines get weights as arrays."""
 
 from __future__ import annotations
 
+import gc
+import weakref
 from pathlib import Path
 
 import ml_dtypes
@@ -143,6 +145,21 @@ def test_a_model_in_memory_computes_what_its_file_does(explainer: Path, optimise
     ]
     for in_memory, of_file in zip(*results, strict=True):
         np.testing.assert_array_equal(in_memory, of_file)
+
+
+def test_weights_live_as_long_as_their_session() -> None:
+    model = weighted()
+    array = np.ones((64, 64), np.float32)
+    model.graph.initializers["w"].const_value = ir.tensor(array, name="w")
+    alive = weakref.ref(array)
+    session = session_of(model)
+    del model, array
+    gc.collect()
+    assert alive() is not None
+    np.testing.assert_array_equal(session.run(None, {"x": np.ones((1, 64), np.float32)})[0], [[64.0] * 64])
+    del session
+    gc.collect()
+    assert alive() is None
 
 
 def test_weights_that_nothing_reads() -> None:

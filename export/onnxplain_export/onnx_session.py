@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -30,12 +31,16 @@ def session_of(
         options.add_session_config_entry(
             "session.model_external_initializers_file_folder_path", str(folder.resolve())
         )
+    values: list[onnxruntime.OrtValue] = []
     if isinstance(model, ir.Model):
         proto, weights = without_weights(model)
-        values = [onnxruntime.OrtValue.ortvalue_from_numpy(array) for array in weights.values()]
+        values += [onnxruntime.OrtValue.ortvalue_from_numpy(array) for array in weights.values()]
         options.add_external_initializers(list(weights), values)
         model = proto.SerializeToString()
-    return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+    session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+    # Onnxruntime 1.32 copies them, but nothing in Python promises it: they live as long as the session.
+    weakref.finalize(session, values.clear)
+    return session
 
 
 def run_graph(model: ir.Model, outputs: Sequence[str], feeds: Arrays) -> Arrays:

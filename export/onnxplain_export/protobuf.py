@@ -1,4 +1,4 @@
-"""A model as protobuf, its weights apart: to write them to a file, or to hand them to an engine, uncopied.
+"""A model as protobuf, its weights apart: to write them to a file, or to hand them to an engine, as arrays.
 
 A message of the whole model holds its weights once, and its bytes hold them once more. Of a large network
 making these takes longer than running it.

@@ -6,15 +6,19 @@ times the processor time of the product itself, and longer than one thread alone
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager
+from contextlib import contextmanager
 from functools import cache
+from threading import RLock
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 from threadpoolctl import ThreadpoolController
+
+from onnxplain.pipeline import cores
 
 Array = npt.NDArray[Any]
 
@@ -29,13 +33,32 @@ def _libraries() -> ThreadpoolController:
 
 @cache
 def _pool() -> ThreadPoolExecutor:
-    return ThreadPoolExecutor()
+    return ThreadPoolExecutor(cores())
 
 
-def on_one_thread() -> AbstractContextManager[object]:
-    """Keep BLAS to the thread that calls it, as long as the context lasts."""
-    limited: AbstractContextManager[object] = _libraries().limit(limits=1, user_api="blas")
-    return limited
+_lock = RLock()
+
+
+def _forget_threads() -> None:
+    """Forget the parent's threads, which a forked process has not: the pool's, and one with the lock."""
+    global _lock
+    _lock = RLock()
+    _pool.cache_clear()
+
+
+if hasattr(os, "register_at_fork"):  # not on Windows
+    os.register_at_fork(after_in_child=_forget_threads)
+
+
+@contextmanager
+def on_one_thread() -> Iterator[None]:
+    """Keep BLAS to the thread that calls it, as long as the context lasts; another thread waits until then.
+
+    The limit is the whole process's. Of two threads that each set and restore it, the last one restores what
+    the other has set, and threadpoolctl lets only one thread set it as long as that lives.
+    """
+    with _lock, _libraries().limit(limits=1, user_api="blas"):
+        yield
 
 
 def each(function: Callable[..., object], *arrays: Array) -> None:
