@@ -541,7 +541,13 @@ def _check_top(top: int, num_classes: int | None) -> None:
 
 def _check_several(images: object) -> None:
     """Check that what shall be several pictures isn't one, whose letters or rows would be taken for such."""
-    if isinstance(images, (str, bytes, os.PathLike, BinaryFile, PillowImage)) or (
-        isinstance(images, np.ndarray) and images.ndim != 4
+    # A file gives lines one by one; a camera may have `read` too, and gives pictures.
+    is_file = isinstance(images, BinaryFile) and (
+        hasattr(images, "readline") or not hasattr(images, "__iter__")
+    )
+    if (
+        is_file
+        or isinstance(images, (str, bytes, os.PathLike, PillowImage))
+        or (isinstance(images, np.ndarray) and images.ndim != 4)
     ):
         raise TypeError("images is a list of pictures or an array [batch, H, W, 3]; for one, call explain")
