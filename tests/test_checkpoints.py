@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import warnings
 from pathlib import Path
 
@@ -124,6 +125,51 @@ def test_a_module_of_other_classes_is_not_unpickled(factory: str, tmp_path: Path
     torch.save(trained(factory), tmp_path / "whole.pth")
     with pytest.raises(SourceError, match=r"code \(checkpoint_networks\.Net\)"):
         load_source("torchvision:resnet18", checkpoint=tmp_path / "whole.pth")
+
+
+class Notes:
+    """What a training script keeps beside its weights."""
+
+
+def test_code_in_a_file_of_before_pytorch_1_6(factory: str, tmp_path: Path) -> None:
+    """It is a checkpoint, and no damaged one."""
+    content = {"model": trained(factory).state_dict(), "notes": Notes()}
+    torch.save(content, tmp_path / "old.pth", _use_new_zipfile_serialization=False)
+    with pytest.raises(SourceError, match=r"safely: .* code \(test_checkpoints\.Notes\)") as caught:
+        load_source(f"{factory}:network", checkpoint=tmp_path / "old.pth")
+    assert "\n" not in str(caught.value)
+    del content["notes"]
+    torch.save(content, tmp_path / "old.pth", _use_new_zipfile_serialization=False)
+    assert equal(load_source(f"{factory}:network", checkpoint=tmp_path / "old.pth").model, trained(factory))
+
+
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        (PermissionError(errno.EACCES, "Permission denied"), "Permission denied"),
+        (MemoryError(), "there is too little memory for it"),
+    ],
+)
+def test_what_is_not_the_checkpoints_fault(
+    error: Exception, reason: str, factory: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise error
+
+    torch.save(trained(factory).state_dict(), tmp_path / "good.pth")
+    monkeypatch.setattr(torch, "load", fail)
+    with pytest.raises(SourceError, match=rf"can't read the checkpoint '.*good\.pth': {reason}$"):
+        load_source(f"{factory}:network", checkpoint=tmp_path / "good.pth")
+
+
+@pytest.mark.parametrize("legacy", [False, True])
+@pytest.mark.parametrize("kept", [0, 100, 5000, -10])
+def test_a_checkpoint_that_is_cut_off(legacy: bool, kept: int, factory: str, tmp_path: Path) -> None:
+    path = tmp_path / "cut.pth"
+    torch.save({"w": torch.zeros(20000)}, path, _use_new_zipfile_serialization=not legacy)
+    path.write_bytes(path.read_bytes()[:kept])
+    with pytest.raises(SourceError, match="is no checkpoint of PyTorch, or is damaged"):
+        load_source(f"{factory}:network", checkpoint=path)
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import onnx
@@ -32,6 +33,23 @@ def fresh():
     model = small()
     nn.init.zeros_(model[5].weight)
     return model
+
+class Branched(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.act = nn.Conv2d(3, 6, 3, stride=2)
+        self.branch = nn.Conv2d(6, 6, 1)
+        self.norm = nn.BatchNorm2d(6)
+        self.head = nn.Linear(6, 4)
+        nn.init.zeros_(self.norm.weight)
+
+    def forward(self, image):
+        maps = self.act(image).sigmoid()
+        return self.head((maps + self.norm(self.branch(maps))).mean((2, 3)))
+
+def branched():
+    torch.manual_seed(0)
+    return Branched()
 
 def number():
     return 7
@@ -113,6 +131,23 @@ def test_a_head_that_is_not_trained(folder: Path) -> None:
         assert "central differences" not in result.stdout
     assert "of the gradients, which are zero, nothing can be said" in verified.stdout
     assert "its gradients were zero, and not verified" in run("inspect", "fresh.onnx").stdout
+
+
+def test_a_branch_that_is_dead(folder: Path) -> None:
+    """What was measured of the other layer is said, and so is that nothing was of this one."""
+    layers = ("--layer", "branch", "--layer", "act")
+    with pytest.warns(UserWarning, match=r"at branch .* nothing from there reaches the logits"):
+        exported = run("export", "networks_of_the_test:branched", "-o", "dead.onnx", "--size", "32", *layers)
+    with pytest.warns(UserWarning, match=r"at branch .* nothing from there reaches the logits"):
+        verified = run("verify", "dead.onnx")
+    for result in (exported, verified):
+        assert result.exit_code == 0
+        assert "from central differences, in float64" in result.stdout
+        assert re.search("not verified +zero for every class at branch", result.stdout)
+    assert "right within rounding; of the gradients at branch, which are zero, nothing" in verified.stdout
+    shown = run("inspect", "dead.onnx").stdout
+    assert "gradients within" in shown
+    assert "; not verified at branch: zero for every class" in shown
 
 
 def test_export_of_a_file_that_takes_pictures(folder: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import FrozenInstanceError, replace
 
@@ -320,6 +321,36 @@ def test_one_picture_is_no_batch(explainer, tmp_path):
             with pytest.raises(TypeError, match=r"a list of pictures or an array .*; for one, call explain"):
                 next(explainer.stream(one))
         assert len(explainer.explain_batch([file, picture])) == 2
+
+
+class OneFile:
+    """An upload, say, that can be read and no more."""
+
+    def read(self) -> bytes:
+        raise AssertionError("it isn't read")
+
+
+class Camera:
+    """Its next frame can be asked for by name too."""
+
+    def read(self) -> tuple[bool, object]:
+        return True, IMAGES[0]
+
+    def __iter__(self):
+        return iter(IMAGES)
+
+
+def test_a_file_of_any_kind_is_no_batch_and_a_camera_is_one(explainer):
+    with tempfile.NamedTemporaryFile() as temporary:
+        for one in (OneFile(), temporary, io.BufferedReader(io.BytesIO())):
+            with pytest.raises(TypeError, match="for one, call explain"):
+                explainer.explain_batch(one)
+            with pytest.raises(TypeError, match="for one, call explain"):
+                next(explainer.stream(one))
+    for found in (explainer.explain_batch(Camera()), list(explainer.stream(Camera()))):
+        assert len(found) == len(IMAGES)
+        for explanation, image in zip(found, IMAGES, strict=True):
+            assert explanation.logit == pytest.approx(explainer.explain(image).logit, abs=1e-5)
 
 
 def test_nothing_runs_for_a_wrong_target(explainer, monkeypatch):

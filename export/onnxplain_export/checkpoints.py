@@ -7,7 +7,10 @@ knows to be safe, and the classes of modules that the network at hand has anyway
 from __future__ import annotations
 
 import argparse
+import errno
 import functools
+import pickle
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -110,7 +113,10 @@ def _read(file: Path, model: nn.Module) -> Any:
         try:
             return torch.load(file, map_location="cpu", weights_only=True)
         except Exception as error:
-            code = _code_in(file)
+            reason = _reason_of_machine(error)
+            if reason:
+                raise SourceError(f"can't read the checkpoint {str(file)!r}: {reason}") from error
+            code = _code_in(file) or _code_named_by(error)
             if not code:  # PyTorch's own message would have it read without any check
                 raise SourceError(
                     f"{str(file)!r} is no checkpoint of PyTorch, or is damaged; give one that torch.save "
@@ -123,12 +129,28 @@ def _read(file: Path, model: nn.Module) -> Any:
             ) from error
 
 
+def _reason_of_machine(error: Exception) -> str | None:
+    """Return why a file can't be read, where that isn't the file's fault."""
+    if isinstance(error, MemoryError):
+        return "there is too little memory for it"
+    # Of a file that was cut off, PyTorch seeks a place before its beginning.
+    if isinstance(error, OSError) and error.errno != errno.EINVAL:
+        return error.strerror or one_line(error)
+    return None
+
+
 def _code_in(file: Path) -> list[str]:
     """Return the names of what a PyTorch file would call that isn't known to be safe."""
     try:
         return sorted(get_unsafe_globals_in_checkpoint(file))
     except Exception:  # whatever a file that is no checkpoint makes it raise
         return []
+
+
+def _code_named_by(error: Exception) -> list[str]:
+    """Return the name that PyTorch refused, as its message says: of files before 1.6 it lists none."""
+    named = re.search(r"GLOBAL (.+?) (?:was not|whose module)", str(error))
+    return [named[1]] if named and isinstance(error, pickle.UnpicklingError) else []
 
 
 def _tensors_in(content: Any) -> Iterator[Weights]:

@@ -79,7 +79,8 @@ class Verification:
     `rules` is that of the float64 directional derivatives. The others are relative L2 errors of the float32
     file: `logits` from the source's, `gradients` from the same graph in float64, `autograd` from PyTorch's
     gradients, of the median image; None without PyTorch. `zero` are the layers whose gradients are zero for
-    every class on all images: of these nothing was measured.
+    every class on all images: of these nothing was measured. The errors of gradients are those of `measured`,
+    the other layers.
     """
 
     inputs: int
@@ -87,6 +88,7 @@ class Verification:
     logits: float
     gradients: float
     autograd: float | None
+    measured: tuple[str, ...]
     zero: tuple[str, ...] = ()
 
     def summary(self) -> dict[str, Any]:
@@ -95,18 +97,29 @@ class Verification:
             "reference": REFERENCE,
             "inputs": self.inputs,
             "logits": _one_digit(self.logits),
-            "gradients": None if self.zero else _one_digit(self.rules),
+            "gradients": _one_digit(self.rules) if self.measured else None,
+            **({"zero": list(self.zero)} if self.zero else {}),
         }
 
     def warn_of_zeros(self, stacklevel: int) -> None:
-        """Warn, in one line, where gradients are zero, and say what that usually means."""
-        if self.zero:
-            warnings.warn(
-                f"at {' and '.join(self.zero)} every class's gradients are zero on random images, so that "
-                "maps will be blank, and no gradient was verified; usually the head isn't trained and its "
-                "weights are zero: load trained weights",
-                stacklevel=stacklevel + 1,
+        """Warn, in one line, where gradients are zero, and say what that means."""
+        if not self.zero:
+            return
+        if self.measured:
+            meaning = (
+                "maps will be blank there, and these gradients weren't verified; nothing from there reaches "
+                "the logits on such images"
             )
+        else:
+            meaning = (
+                "maps will be blank, and no gradient was verified; usually the head isn't trained and its "
+                "weights are zero: load trained weights"
+            )
+        zero = " and ".join(self.zero)
+        warnings.warn(
+            f"at {zero} every class's gradients are zero on random images, so that {meaning}",
+            stacklevel=stacklevel + 1,
+        )
 
 
 def verify(path: str | os.PathLike[str]) -> Verification:
@@ -369,6 +382,7 @@ def compare(
     gradients = [layer.gradients for layer in layers]
     references = {name: expected[name] for name in forward} | {name: own[name] for name in gradients}
     errors = {name: relative_error(outputs[name], reference) for name, reference in references.items()}
+    zero = tuple(layer.name for layer in layers if not own[layer.gradients].any())
     autograd = [_median_image(outputs[name], expected[name]) for name in gradients if name in expected]
     measured = Verification(
         inputs=len(outputs[LOGITS]),
@@ -376,7 +390,8 @@ def compare(
         logits=errors[LOGITS],
         gradients=max(errors[name] for name in gradients),
         autograd=max(autograd, default=None),
-        zero=tuple(layer.name for layer in layers if not own[layer.gradients].any()),
+        measured=tuple(layer.name for layer in layers if layer.name not in zero),
+        zero=zero,
     )
     allowed = _allowed(errors, rounding, forward, gradients)
     _hold(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Generator, Iterable, Sequence
 from contextlib import closing
+from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,7 +16,7 @@ from numpy.typing import NDArray
 from onnxplain.errors import MethodError, ModelError, TargetError
 from onnxplain.explanation import Explanation, on_common_scale
 from onnxplain.explanations import Explanations
-from onnxplain.files import stamp
+from onnxplain.files import digest, stamp
 from onnxplain.image_methods import IMAGE, IMAGE_METHODS, Subject, check_image_method
 from onnxplain.images import BinaryFile, Image, PillowImage, kept, read_picture
 from onnxplain.manifest import Layer, Manifest
@@ -36,7 +37,8 @@ class Explainer:
     """An explainer model, loaded. Threads may share one.
 
     It can be pickled, for worker processes: the file's path, or its bytes, and the options are, and the file
-    is loaded again there. Copies by `copy` share what is loaded.
+    is loaded again there; on another machine too, where the same file has that path. Attributes of your own,
+    such as a subclass has, go with it. Copies by `copy` share what is loaded.
 
     Parameters
     ----------
@@ -62,7 +64,8 @@ class Explainer:
     ProviderError
         The device or a provider isn't available here.
 
-    A pickled one raises these too, where it is loaded again; a `ModelError` also where its file has changed.
+    A pickled one raises these too, where it is loaded again; a `ModelError` also where the file there is
+    another one. Pickling raises a `ModelError` where the file was written again since it was loaded.
     """
 
     manifest: Manifest
@@ -116,21 +119,36 @@ class Explainer:
         return copy
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Explainer:
-        return self.__copy__()  # nothing in it changes, and a session can't be copied
+        copy = self.__copy__()  # what is loaded doesn't change, and a session can't be copied
+        memo[id(self)] = copy
+        copy.__dict__.update(deepcopy(self._own_attributes(), memo))
+        return copy
 
-    def __getstate__(self) -> tuple[dict[str, Any], tuple[int, int] | None]:
-        if self._arguments["model"] is None:
+    def _own_attributes(self) -> dict[str, Any]:
+        """Return what a subclass or a caller put beside the fields that are set here."""
+        fields = ("_stamp", "_session", "_arguments", "manifest", "network")
+        return {name: value for name, value in self.__dict__.items() if name not in fields}
+
+    def __getstate__(self) -> tuple[dict[str, Any], str | None, dict[str, Any]]:
+        model, file_digest = self._arguments["model"], None
+        if model is None:
             raise TypeError("an explainer of a session can't be pickled; make one of its model's file")
-        return self._arguments, self._stamp
+        if isinstance(model, Path):
+            # The digest isn't made when the file is loaded: that would take time, and few are pickled.
+            if stamp(model) != self._stamp:
+                raise ModelError(
+                    f"{model} was written again since the explainer was loaded, or is gone; load it again"
+                )
+            file_digest = digest(model)
+        return self._arguments, file_digest, self._own_attributes()
 
-    def __setstate__(self, state: tuple[dict[str, Any], tuple[int, int] | None]) -> None:
-        arguments, before = state
-        model = arguments["model"]
-        if isinstance(model, Path) and model.exists() and stamp(model) != before:
-            raise ModelError(
-                f"{model} has changed since the explainer was loaded that was pickled; load it again"
-            )
+    def __setstate__(self, state: tuple[dict[str, Any], str | None, dict[str, Any]]) -> None:
+        arguments, file_digest, own_attributes = state
         Explainer.__init__(self, **arguments)
+        model = arguments["model"]
+        if isinstance(model, Path) and digest(model) != file_digest:
+            raise ModelError(f"{model} isn't the file of the explainer that was pickled; load it again")
+        self.__dict__.update(own_attributes)
 
     @property
     def providers(self) -> list[str]:
@@ -523,7 +541,13 @@ def _check_top(top: int, num_classes: int | None) -> None:
 
 def _check_several(images: object) -> None:
     """Check that what shall be several pictures isn't one, whose letters or rows would be taken for such."""
-    if isinstance(images, (str, bytes, os.PathLike, BinaryFile, PillowImage)) or (
-        isinstance(images, np.ndarray) and images.ndim != 4
+    # A file gives lines one by one; a camera may have `read` too, and gives pictures.
+    is_file = isinstance(images, BinaryFile) and (
+        hasattr(images, "readline") or not hasattr(images, "__iter__")
+    )
+    if (
+        is_file
+        or isinstance(images, (str, bytes, os.PathLike, PillowImage))
+        or (isinstance(images, np.ndarray) and images.ndim != 4)
     ):
         raise TypeError("images is a list of pictures or an array [batch, H, W, 3]; for one, call explain")

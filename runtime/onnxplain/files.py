@@ -8,6 +8,7 @@ import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from glob import escape
+from hashlib import file_digest
 from itertools import chain, count
 from pathlib import Path
 from uuid import uuid4
@@ -63,6 +64,12 @@ def stamp(path: Path) -> tuple[int, int]:
     except (OSError, ValueError):
         return 0, 0
     return found.st_size, found.st_mtime_ns
+
+
+def digest(path: Path) -> str:
+    """Return the SHA-256 of a file's bytes: the same on all machines."""
+    with path.open("rb") as file:
+        return file_digest(file, "sha256").hexdigest()
 
 
 def check_apart(output: Path, inputs: Iterable[Path | None]) -> None:

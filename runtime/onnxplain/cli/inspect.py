@@ -87,7 +87,10 @@ def _verification(verification: Mapping[str, Any]) -> str:
     if verification.get("gradients") is None:
         return f"{logits}; its gradients were zero, and not verified"
     reference = verification.get("reference", "the reference")
-    return f"gradients within {verification['gradients']} of {reference}, {logits}"
+    zero = verification.get("zero")
+    names = " and ".join(map(str, zero)) if isinstance(zero, list) else ""
+    dead = f"; not verified at {names}: zero for every class" if names else ""
+    return f"gradients within {verification['gradients']} of {reference}, {logits}{dead}"
 
 
 def _dtype(onnx_type: str) -> str:
