@@ -120,6 +120,18 @@ def test_a_step_goes_on_in_the_line(monkeypatch: pytest.MonkeyPatch) -> None:
     assert said[-1] < 70
 
 
+def test_names_of_a_file_do_not_reach_the_terminal_as_they_are() -> None:
+    stream = Terminal()
+    with shown(stream, quiet=0) as tell:
+        tell(Step("to \x1b]0;pwned\x07\nb", 0.2, 0.5, 0.8))
+        tell("working on \x1b[2J\r")
+    said = stream.getvalue()
+    assert r"to \x1b]0;pwned\x07 b" in said
+    assert re.search(r"20%  about a second left  to ", said)
+    assert r"working on \x1b[2J" in said
+    assert said.replace("\r", "").isprintable()
+
+
 @pytest.mark.parametrize("stream", [None, io.StringIO()])
 def test_no_terminal(stream: io.StringIO | None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "stderr", stream)

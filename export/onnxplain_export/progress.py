@@ -17,6 +17,7 @@ from typing import Any, TextIO
 
 import onnx_ir as ir
 
+from onnxplain.text import printable
 from onnxplain_export.graph import downstream, static_dims
 
 Callback = Callable[[str], None]
@@ -200,7 +201,9 @@ class _Line:
 
     def begin(self, words: str) -> None:
         with self._lock:
-            self._step = words if isinstance(words, Step) else Step(words)
+            step = words if isinstance(words, Step) else Step(words)
+            # The names of layers are those of a file that may come from anywhere.
+            self._step = Step(printable(step), step.done, step.share, step.seconds_left)
             self._began = time.perf_counter()
             self._draw()
 

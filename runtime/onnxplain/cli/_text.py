@@ -8,18 +8,14 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 from unicodedata import combining, east_asian_width
 
+from onnxplain.text import printable as printable
+
 CLEAR_LINE = "\r\x1b[K"
 """Written to a terminal, takes away what stands in the line: a progress bar, say."""
 
 
 _NARROWEST = 6
 """Columns that are left of a cell at least."""
-
-
-def printable(text: str) -> str:
-    """Return `text` on one line, with control characters (which file names and labels may hold) escaped."""
-    joined = " ".join(text.splitlines())
-    return "".join(c if c.isprintable() else c.encode("unicode_escape", "replace").decode() for c in joined)
 
 
 def table(
