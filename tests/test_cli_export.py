@@ -96,7 +96,23 @@ def test_the_size_and_a_preprocessing_go_together(folder: Path) -> None:
     assert spec.in_words() == "L, resized to 32x32, mean 0.5, std 0.5"
     (folder / "preprocessing.json").write_text(json.dumps({"height": 16, "width": 16}))
     refused = run("export", "networks_of_the_test:grey", "-o", "other.onnx", *options)
-    assert_one_line_error(refused, 2, "--size says 32x32, and preprocessing.json 16x16")
+    assert_one_line_error(refused, 2, "--size says 32x32, and preprocessing.json says height 16 and width 16")
+
+
+@pytest.mark.parametrize(("side", "size"), [("height", "32x24"), ("width", "24x32")])
+def test_a_side_that_the_preprocessing_leaves_out(side: str, size: str, folder: Path) -> None:
+    """By itself it is that of a square; the option says otherwise."""
+    (folder / "preprocessing.json").write_text(json.dumps({side: 32}))
+    options = ("--preprocessing", "preprocessing.json")
+    result = run("export", SOURCE, "-o", "out.onnx", "--size", size, *options)
+    assert result.exit_code == 0, result.stderr
+    spec = Explainer("out.onnx").manifest.input
+    assert f"{spec.height}x{spec.width}" == size
+    refused = run("export", SOURCE, "-o", "other.onnx", "--size", "24", *options)
+    assert_one_line_error(refused, 2, f"--size says 24x24, and preprocessing.json says {side} 32")
+    assert run("export", SOURCE, "-o", "out.onnx", *options).exit_code == 0
+    spec = Explainer("out.onnx").manifest.input
+    assert (spec.height, spec.width) == (32, 32)
 
 
 def test_the_advice_on_a_guess_is_whole(folder: Path) -> None:

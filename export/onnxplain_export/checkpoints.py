@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.serialization import get_unsafe_globals_in_checkpoint, safe_globals
+from torch.serialization import MAGIC_NUMBER, get_unsafe_globals_in_checkpoint, safe_globals
 
 from onnxplain.errors import SourceError
 from onnxplain_export.torch_model import one_line
@@ -26,6 +26,8 @@ Weights = dict[str, torch.Tensor]
 
 SUFFIXES = (".pth", ".pt", ".ckpt", ".bin", ".safetensors", ".tar")
 _SHOWN = 2
+# How files begin that torch.save wrote before 1.6, and writes still where it is asked to.
+_BEFORE_1_6 = pickle.dumps(MAGIC_NUMBER, protocol=2)
 
 
 def read_weights(file: Path, model: nn.Module) -> Weights:
@@ -116,7 +118,7 @@ def _read(file: Path, model: nn.Module) -> Any:
             reason = _reason_of_machine(error)
             if reason:
                 raise SourceError(f"can't read the checkpoint {str(file)!r}: {reason}") from error
-            code = _code_in(file) or _code_named_by(error)
+            code = _code_in(file) or _code_named_by(error, file)
             if not code:  # PyTorch's own message would have it read without any check
                 raise SourceError(
                     f"{str(file)!r} is no checkpoint of PyTorch, or is damaged; give one that torch.save "
@@ -147,10 +149,14 @@ def _code_in(file: Path) -> list[str]:
         return []
 
 
-def _code_named_by(error: Exception) -> list[str]:
-    """Return the name that PyTorch refused, as its message says: of files before 1.6 it lists none."""
+def _code_named_by(error: Exception, file: Path) -> list[str]:
+    """Return the name that PyTorch refused, as its message says: of files as before 1.6 it lists none."""
     named = re.search(r"GLOBAL (.+?) (?:was not|whose module)", str(error))
-    return [named[1]] if named and isinstance(error, pickle.UnpicklingError) else []
+    if named is None or not isinstance(error, pickle.UnpicklingError):
+        return []
+    with file.open("rb") as opened:  # any text that begins with a c seems to name something
+        is_checkpoint = opened.read(len(_BEFORE_1_6)) == _BEFORE_1_6
+    return [named[1]] if is_checkpoint else []
 
 
 def _tensors_in(content: Any) -> Iterator[Weights]:

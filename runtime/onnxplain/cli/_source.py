@@ -84,13 +84,15 @@ def load(
         There is no such source, or a file doesn't fit it.
     """
     preprocessing = None if preprocessing_file is None else _read_preprocessing(preprocessing_file)
-    own_size = _stated_size(preprocessing)
-    if size and own_size and size != own_size:
+    sides = _stated_sides(preprocessing)
+    if size and not sides.items() <= {"height": size[0], "width": size[1]}.items():
+        stated = " and ".join(f"{name} {side}" for name, side in sides.items())
         raise click.UsageError(
-            f"--size says {size[0]}x{size[1]}, and {preprocessing_file} {own_size[0]}x{own_size[1]}.",
+            f"--size says {size[0]}x{size[1]}, and {preprocessing_file} says {stated}.",
             click.get_current_context(),
         )
-    size = size or own_size
+    if preprocessing is not None and sides:
+        size = size or (preprocessing.height, preprocessing.width)
     origin = source.partition(":")[0]
     if Path(source).suffix == ".onnx":
         return _load_onnx(source, checkpoint, size, preprocessing)
@@ -115,10 +117,10 @@ def _load_onnx(
     return OnnxSource(OnnxModel(source, size), preprocessing)
 
 
-def _stated_size(preprocessing: Preprocessing | None) -> tuple[int, int] | None:
-    if preprocessing is None or not {"height", "width"} & preprocessing.stated:
-        return None
-    return preprocessing.height, preprocessing.width
+def _stated_sides(preprocessing: Preprocessing | None) -> dict[str, int]:
+    """Return the height and width by name, so far as they are stated."""
+    stated = frozenset[str]() if preprocessing is None else preprocessing.stated
+    return {name: getattr(preprocessing, name) for name in ("height", "width") if name in stated}
 
 
 def read_text(file: Path) -> str:
