@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -43,8 +42,7 @@ class TokenProbes:
         self._tokens = {name: tokens for name, (tokens, _) in shapes.items()}
 
     @classmethod
-    @contextmanager
-    def of(cls, model: ir.Model, logits: str, layers: Mapping[str, str]) -> Iterator[TokenProbes]:
+    def of(cls, model: ir.Model, logits: str, layers: Mapping[str, str]) -> TokenProbes:
         """Open a model with a probe at each of some layers, given the names of their values."""
         copy = model.clone()
         graph = copy.graph
@@ -60,7 +58,7 @@ class TokenProbes:
             outputs.append(_insert_probe(op, graph, values[name], number, channels))
         graph.outputs[:] = outputs
         TopologicalSortPass()(copy)
-        yield cls(session_of(copy), logits, shapes)
+        return cls(session_of(copy), logits, shapes)
 
     def moved(self, images: Array, kept: Mapping[str, Array]) -> dict[str, Array]:
         """Return how far the tokens of each layer are from those of the first image, [images, tokens].
