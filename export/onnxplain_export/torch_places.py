@@ -210,15 +210,21 @@ def _tokens_of(call: ModuleCall) -> FeatureMap | None:
 
 
 def _with_tensors(output: Any, change: Callable[[torch.Tensor], torch.Tensor]) -> Any:
-    """Return a module's output with all of its tensors changed."""
+    """Return a module's output with all of its tensors changed; itself where none is another."""
     if isinstance(output, torch.Tensor):
         return change(output)
     if isinstance(output, Mapping):
+        items = {key: _with_tensors(value, change) for key, value in output.items()}
+        # Not every type can be made anew.
+        if all(items[key] is value for key, value in output.items()):
+            return output
         mapping: Any = copy.copy(output)
-        for key, value in output.items():
-            mapping[key] = _with_tensors(value, change)
+        for key, value in items.items():
+            mapping[key] = value
         return mapping
     if isinstance(output, (tuple, list)):
         values = [_with_tensors(value, change) for value in output]
+        if all(value is old for value, old in zip(values, output, strict=True)):
+            return output
         return type(output)(*values) if hasattr(output, "_fields") else type(output)(values)
     return output
