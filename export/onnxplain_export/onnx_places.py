@@ -114,7 +114,7 @@ class TokenProbes:
 
 
 def with_places(
-    calls: Sequence[ModuleCall], probes: TokenProbes, image_size: tuple[int, int], noise: Array
+    calls: Sequence[ModuleCall], probes: TokenProbes, channels: int, image_size: tuple[int, int]
 ) -> list[ModuleCall]:
     """Say of calls that put out a row of tokens whether these stand for places, and which of them.
 
@@ -124,16 +124,16 @@ def with_places(
         Each with the grid that its tokens may be, by their number.
     probes
         Of all those calls.
+    channels
+        How many the image has.
     image_size
-        Height and width of the image.
-    noise
-        Two images, float32 [2, channels, height, width].
+        Its height and width.
     """
     asked = {call.name: maps for call in calls if (maps := tokens_of(call)) is not None}
     if not asked:
         return list(calls)
     places = Places({maps.size for maps in asked.values()}, image_size)
-    images = places.images(noise)
+    images = places.images(channels)
     found: dict[str, FeatureMap] = {}
     kept: dict[str, Array] = {}
     # What is put back behind a layer may show the next ones; once no more are, all that are grids are found.

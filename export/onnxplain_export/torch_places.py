@@ -8,7 +8,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-import numpy as np
 import torch
 from torch import nn
 from torch.autograd.graph import GradientEdge
@@ -45,7 +44,6 @@ def with_places(
         return list(calls)
     image_size = (example.shape[2], example.shape[3])
     places = Places(sizes, image_size)
-    noise = np.random.default_rng(0).standard_normal((2, *example.shape[1:])).astype(np.float32)
     found: dict[str, FeatureMap | None] = {}
     last: tuple[torch.Tensor, int, FeatureMap | None] | None = None
 
@@ -84,7 +82,7 @@ def with_places(
 
         return hook
 
-    images = torch.from_numpy(places.images(noise)).to(example)
+    images = torch.from_numpy(places.images(example.shape[1])).to(example)
     with torch.no_grad(), contextlib.ExitStack() as stack:
         for name, module in model.named_modules():
             if name:
