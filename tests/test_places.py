@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from types import MappingProxyType
+from typing import Any
 
 import numpy as np
 import onnx
@@ -222,7 +224,7 @@ def last_normalisations(path: Path) -> list[onnx.NodeProto]:
 def test_tokens_that_move_at_random_seldom_pass(size: tuple[int, int], most: int) -> None:
     rng = np.random.default_rng(0)
     places = Places([size], (48, 64))
-    images = len(places.images(np.zeros((2, 1, 48, 64), np.float32))) - 1
+    images = len(places.images(1)) - 1
     maps = FeatureMap(8, *size, "BNC", 4)
     passed = sum(
         places.read(maps, rng.exponential(size=(images, size[0] * size[1] + 4))) is not None
@@ -248,3 +250,40 @@ def test_the_last_grid_that_is_read(read: int, guess: int | None) -> None:
     assert [call.reaches_logits for call in marked] == [number <= read for number in range(12)]
     if guess == read:
         assert passes == [min(2, 12 - read)]
+
+
+class Pair(tuple[torch.Tensor, torch.Tensor]):
+    """A tuple that is made of two."""
+
+    def __new__(cls, one: torch.Tensor, other: torch.Tensor) -> Pair:
+        return super().__new__(cls, (one, other))
+
+
+class Returning(nn.Module):
+    """Return what a function makes of the input."""
+
+    def __init__(self, made: Callable[[torch.Tensor], Any]) -> None:
+        super().__init__()
+        self.made = made
+
+    def forward(self, image: torch.Tensor) -> Any:
+        return self.made(image)
+
+
+@pytest.mark.parametrize(
+    "made",
+    [lambda image: MappingProxyType({0: image}), lambda image: Pair(image, image)],
+    ids=["proxy", "pair"],
+)
+def test_what_is_no_row_of_tokens_passes_as_it_is(made: Callable[[torch.Tensor], Any]) -> None:
+    class Model(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.tokens, self.returning = Tokens(1, 0, "rows"), Returning(made)
+
+        def forward(self, image: torch.Tensor) -> torch.Tensor:
+            logits: torch.Tensor = self.tokens(self.returning(image)[0])
+            return logits
+
+    torch.manual_seed(0)
+    assert automatic(list_layers(Model().eval(), EXAMPLE)).name == "tokens.blocks"

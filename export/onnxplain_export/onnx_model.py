@@ -228,9 +228,9 @@ class OnnxModel:
         }
         if not layers:
             return list(calls)
-        with TokenProbes.of(self._prepared.model, self._prepared.logits, layers) as probes:
-            placed = with_places(calls, probes, (self.height, self.width), self._noise(2))
-            return without_unread_grids(placed, lambda sets: probes.reach(sets, self._noise(1)))
+        probes = TokenProbes.of(self._prepared.model, self._prepared.logits, layers)
+        placed = with_places(calls, probes, self.channels, (self.height, self.width))
+        return without_unread_grids(placed, lambda sets: probes.reach(sets, self._noise(1)))
 
     def candidates(self) -> list[LayerCandidate]:
         """Return the nodes whose output has spatial extent, in the order in which they run."""

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -43,8 +42,7 @@ class TokenProbes:
         self._tokens = {name: tokens for name, (tokens, _) in shapes.items()}
 
     @classmethod
-    @contextmanager
-    def of(cls, model: ir.Model, logits: str, layers: Mapping[str, str]) -> Iterator[TokenProbes]:
+    def of(cls, model: ir.Model, logits: str, layers: Mapping[str, str]) -> TokenProbes:
         """Open a model with a probe at each of some layers, given the names of their values."""
         copy = model.clone()
         graph = copy.graph
@@ -60,7 +58,7 @@ class TokenProbes:
             outputs.append(_insert_probe(op, graph, values[name], number, channels))
         graph.outputs[:] = outputs
         TopologicalSortPass()(copy)
-        yield cls(session_of(copy), logits, shapes)
+        return cls(session_of(copy), logits, shapes)
 
     def moved(self, images: Array, kept: Mapping[str, Array]) -> dict[str, Array]:
         """Return how far the tokens of each layer are from those of the first image, [images, tokens].
@@ -116,7 +114,7 @@ class TokenProbes:
 
 
 def with_places(
-    calls: Sequence[ModuleCall], probes: TokenProbes, image_size: tuple[int, int], noise: Array
+    calls: Sequence[ModuleCall], probes: TokenProbes, channels: int, image_size: tuple[int, int]
 ) -> list[ModuleCall]:
     """Say of calls that put out a row of tokens whether these stand for places, and which of them.
 
@@ -126,16 +124,16 @@ def with_places(
         Each with the grid that its tokens may be, by their number.
     probes
         Of all those calls.
+    channels
+        How many the image has.
     image_size
-        Height and width of the image.
-    noise
-        Two images, float32 [2, channels, height, width].
+        Its height and width.
     """
     asked = {call.name: maps for call in calls if (maps := tokens_of(call)) is not None}
     if not asked:
         return list(calls)
     places = Places({maps.size for maps in asked.values()}, image_size)
-    images = places.images(noise)
+    images = places.images(channels)
     found: dict[str, FeatureMap] = {}
     kept: dict[str, Array] = {}
     # What is put back behind a layer may show the next ones; once no more are, all that are grids are found.

@@ -11,7 +11,7 @@ changed places changed, and the others as they were.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -20,8 +20,25 @@ from onnxplain_export.feature_map import Array, FeatureMap
 # A change that lies in one of so many places leaves the others to be compared with.
 _ONE_IN = 8
 _CHANGES = 24
-# By chance alone hardly a row of queries passes; of 2x2 places, seven in a thousand.
+# By chance alone hardly a row of queries passes.
 _DEVIATIONS = 5.5
+# One change of each of so few places would have to be seen without fail.
+_FEW = 10
+
+
+@dataclass(frozen=True)
+class _Trials:
+    """The pictures for grids of one size."""
+
+    first: int
+    """The number of the first of them."""
+    cells: Array
+    """The places that are changed together, [pictures, places]."""
+    repeats: int
+    """How often that is done, each time with other noise."""
+
+    def __len__(self) -> int:
+        return len(self.cells) * self.repeats
 
 
 class Places:
@@ -37,28 +54,32 @@ class Places:
 
     def __init__(self, sizes: Iterable[tuple[int, int]], image_size: tuple[int, int]) -> None:
         self._image_size = image_size
-        self._trials: dict[tuple[int, int], tuple[int, Array]] = {}
-        first = 1
+        self._trials: dict[tuple[int, int], _Trials] = {}
+        count = 1
         for size in sorted(set(sizes)):
             cells = _changed_cells(size[0] * size[1])
-            self._trials[size] = first, cells
-            first += len(cells)
-        self._changed = np.zeros((first, *image_size), bool)
-        for size, (start, cells) in self._trials.items():
+            trials = _Trials(count, cells, _repeats(cells.size))
+            self._trials[size] = trials
+            count += len(trials)
+        self._changed = np.zeros((count, *image_size), bool)
+        self._noise_of = np.zeros(count, int)
+        for size, trials in self._trials.items():
             rows, columns = self._cell_of_pixels(size)
-            for index, chosen in enumerate(cells, start):
-                self._changed[index] = np.isin(rows[:, None] * size[1] + columns, chosen)
+            for index in range(len(trials)):
+                repeat, number = divmod(index, len(trials.cells))
+                changed = np.isin(rows[:, None] * size[1] + columns, trials.cells[number])
+                if trials.repeats > 1:
+                    changed &= self._quarter_of_pixels(size) == repeat % 4
+                self._changed[trials.first + index] = changed
+                self._noise_of[trials.first + index] = 1 + repeat
         self._carried: dict[tuple[int, int], Array] = {}
 
-    def images(self, noise: Array) -> Array:
-        """Return the pictures: one of noise, and that one with places taken from another.
-
-        Parameters
-        ----------
-        noise
-            Two images, [2, channels, height, width].
-        """
-        images: Array = np.where(self._changed[:, None], noise[1], noise[0])
+    def images(self, channels: int) -> Array:
+        """Return the pictures, [images, channels, height, width]: noise, and it with changed places."""
+        shape = (1 + int(self._noise_of.max()), channels, *self._image_size)
+        noise = np.random.default_rng(0).standard_normal(shape).astype(np.float32)
+        images = noise[self._noise_of]
+        np.copyto(images, noise[0], where=~self._changed[:, None])
         return images
 
     def changed_tokens(self, maps: FeatureMap) -> Array:
@@ -74,8 +95,8 @@ class Places:
 
     def of_grid(self, size: tuple[int, int]) -> slice:
         """Return which of the images change places of a grid of some size."""
-        start, cells = self._trials[size]
-        return slice(start, start + len(cells))
+        trials = self._trials[size]
+        return slice(trials.first, trials.first + len(trials))
 
     def read(self, maps: FeatureMap, moved: Array) -> FeatureMap | None:
         """Say how a row of tokens is a grid, by which of them move; None where it is none.
@@ -87,16 +108,18 @@ class Places:
         moved
             How far each token moves in the images that change the grid's places, [images, tokens].
         """
-        _, cells = self._trials[maps.size]
+        trials = self._trials[maps.size]
         others = maps.prefix + maps.suffix
         count = maps.height * maps.width
-        apart = _apart(cells, maps.size)
         moved = moved / np.maximum(moved.mean(axis=1, keepdims=True), np.finfo(np.float32).tiny)
         # The tokens of the changed places move most, so that is where the grid begins, if anywhere.
+        cells = np.tile(trials.cells, (trials.repeats, 1))
         sums = [np.take_along_axis(moved[:, first:], cells, axis=1).sum() for first in range(others + 1)]
         # Where it can't be told, other tokens come first.
         prefix = max(range(others + 1), key=lambda first: (sums[first], first))
-        ranks = _ranks(moved[:, prefix : prefix + count], cells, apart)
+        apart = _apart(trials.cells, maps.size)
+        repeats = np.split(moved[:, prefix : prefix + count], trials.repeats)
+        ranks = np.concatenate([_ranks(repeat, trials.cells, apart) for repeat in repeats])
         if ranks.mean() < min(1.0, 0.5 + _DEVIATIONS * 12**-0.5 * cells.size**-0.5):
             return None
         return replace(maps, prefix=prefix, suffix=others - prefix)
@@ -107,6 +130,20 @@ class Places:
             np.arange(pixels) * side // pixels for side, pixels in zip(size, self._image_size, strict=True)
         )
         return rows, columns
+
+    def _quarter_of_pixels(self, size: tuple[int, int]) -> Array:
+        """Return which quarter of its place each pixel lies in, from 0 to 3."""
+        rows, columns = self._cell_of_pixels((2 * size[0], 2 * size[1]))
+        quarters: Array = rows[:, None] % 2 * 2 + columns % 2
+        return quarters
+
+
+def _repeats(count: int) -> int:
+    """Say how often all changes are made: of few places each quarter is changed, by other noise.
+
+    Queries that happen to heed a place each don't heed all of its quarters alike.
+    """
+    return 1 if count > _FEW else 4 * -(-_CHANGES // (4 * count))
 
 
 def _changed_cells(count: int) -> Array:

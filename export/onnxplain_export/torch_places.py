@@ -8,7 +8,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-import numpy as np
 import torch
 from torch import nn
 from torch.autograd.graph import GradientEdge
@@ -45,7 +44,6 @@ def with_places(
         return list(calls)
     image_size = (example.shape[2], example.shape[3])
     places = Places(sizes, image_size)
-    noise = np.random.default_rng(0).standard_normal((2, *example.shape[1:])).astype(np.float32)
     found: dict[str, FeatureMap | None] = {}
     last: tuple[torch.Tensor, int, FeatureMap | None] | None = None
 
@@ -84,7 +82,7 @@ def with_places(
 
         return hook
 
-    images = torch.from_numpy(places.images(noise)).to(example)
+    images = torch.from_numpy(places.images(example.shape[1])).to(example)
     with torch.no_grad(), contextlib.ExitStack() as stack:
         for name, module in model.named_modules():
             if name:
@@ -210,15 +208,21 @@ def _tokens_of(call: ModuleCall) -> FeatureMap | None:
 
 
 def _with_tensors(output: Any, change: Callable[[torch.Tensor], torch.Tensor]) -> Any:
-    """Return a module's output with all of its tensors changed."""
+    """Return a module's output with all of its tensors changed; itself where none is another."""
     if isinstance(output, torch.Tensor):
         return change(output)
     if isinstance(output, Mapping):
+        items = {key: _with_tensors(value, change) for key, value in output.items()}
+        # Not every type can be made anew.
+        if all(items[key] is value for key, value in output.items()):
+            return output
         mapping: Any = copy.copy(output)
-        for key, value in output.items():
-            mapping[key] = _with_tensors(value, change)
+        for key, value in items.items():
+            mapping[key] = value
         return mapping
     if isinstance(output, (tuple, list)):
         values = [_with_tensors(value, change) for value in output]
+        if all(value is old for value, old in zip(values, output, strict=True)):
+            return output
         return type(output)(*values) if hasattr(output, "_fields") else type(output)(values)
     return output
