@@ -360,12 +360,13 @@ class FewAtOnce(nn.Module):
 @pytest.mark.parametrize("network", ["tokens", "deep", "hybrid", "queries"])
 def test_a_network_that_limits_its_batch_has_the_same_layers(network: str, most: int) -> None:
     torch.manual_seed(0)
-    model = {
+    models: dict[str, Callable[[], nn.Module]] = {
         "tokens": lambda: Tokens(2, 1, "rows"),
         "deep": lambda: Tokens(1, 0, "rows", depth=8),
         "hybrid": Hybrid,
         "queries": lambda: Queries(8),
-    }[network]()
+    }
+    model = models[network]()
     example = torch.zeros(1, 3, 64, 64) if network == "hybrid" else EXAMPLE
     names = [replace(layer, name=f"model.{layer.name}") for layer in list_layers(model.eval(), example)]
     limited = [layer for layer in list_layers(FewAtOnce(model, most), example) if layer.name != "model"]
@@ -374,7 +375,7 @@ def test_a_network_that_limits_its_batch_has_the_same_layers(network: str, most:
 
 def test_a_program_that_limits_its_batch_is_listed() -> None:
     torch.manual_seed(0)
-    dims = ({0: torch.export.Dim("batch", max=4)},)  # type: ignore[no-untyped-call]
+    dims = ({0: torch.export.Dim("batch", max=4)},)
     program = torch.export.export(
         Tokens(1, 0, "rows").eval(), (EXAMPLE.repeat(2, 1, 1, 1),), dynamic_shapes=dims
     )
