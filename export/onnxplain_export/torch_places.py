@@ -8,11 +8,13 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 from torch.autograd.graph import GradientEdge
 
-from onnxplain_export.feature_map import FeatureMap, feature_map_of
+from onnxplain.errors import SourceError
+from onnxplain_export.feature_map import Array, FeatureMap, feature_map_of
 from onnxplain_export.layers import ModuleCall
 from onnxplain_export.places import Places
 
@@ -44,50 +46,86 @@ def with_places(
         return list(calls)
     image_size = (example.shape[2], example.shape[3])
     places = Places(sizes, image_size)
+    images = torch.from_numpy(places.images(example.shape[1])).to(example)
     found: dict[str, FeatureMap | None] = {}
+    # Of the rows of tokens in a pass, by number: how they are grids, and how far they have been seen to move.
+    grids: dict[int, FeatureMap] = {}
+    moves: dict[int, tuple[FeatureMap, Array]] = {}
+    part = np.arange(len(images))
+    count = 0
     last: tuple[torch.Tensor, int, FeatureMap | None] | None = None
 
     def settled(tensor: torch.Tensor) -> tuple[torch.Tensor, FeatureMap | None]:
         """Return tokens with what has been carried to others put back, and how they are a grid."""
-        nonlocal last
-        if tensor.ndim != 3 or len(tensor) != len(images) or not tensor.is_floating_point():
+        nonlocal last, count
+        if tensor.ndim != 3 or len(tensor) != len(part) or not tensor.is_floating_point():
             return tensor, None
         if last is not None and tensor is last[0] and tensor._version == last[1]:
             return tensor, last[2]
         maps = feature_map_of(tensor.shape, image_size, sizes)
         if maps is None:
             return tensor, None
-        change = tensor[places.of_grid(maps.size)] - tensor[:1]
-        # What moves all tokens alike says nothing of any.
-        moved = (change - change.mean(dim=1, keepdim=True)).float().norm(dim=-1)
-        maps = places.read(maps, moved.cpu().numpy())
-        if maps is not None:
-            changed = torch.from_numpy(places.changed_tokens(maps)).to(tensor.device)
+        number, count = count, count + 1
+        if number not in grids:
+            change = tensor - tensor[:1]
+            # What moves all tokens alike says nothing of any.
+            moved = (change - change.mean(dim=1, keepdim=True)).float().norm(dim=-1).cpu().numpy()
+            moves.setdefault(number, (maps, np.zeros((len(images), moved.shape[1]), np.float32)))[1][part] = (
+                moved
+            )
+            if len(part) == len(images):
+                read(number)
+        grid = grids.get(number)
+        if grid is not None:
+            changed = torch.from_numpy(places.changed_tokens(grid)[part]).to(tensor.device)
             tensor = torch.where(changed[..., None], tensor, tensor[:1])
-        last = tensor, tensor._version, maps
-        return tensor, maps
+        last = tensor, tensor._version, grid
+        return tensor, grid
+
+    def read(number: int) -> None:
+        maps, moved = moves[number]
+        grid = places.read(maps, moved[places.of_grid(maps.size)])
+        if grid is not None:
+            grids[number] = grid
+
+    def look_at(size: int) -> None:
+        """Run the images, so many at once; in parts, for as long as what is put back shows further grids."""
+        nonlocal part, count, last
+        grids.clear()
+        while True:
+            before = len(grids)
+            moves.clear()
+            for start in range(1, len(images), size - 1):
+                part = np.array([0, *range(start, min(start + size - 1, len(images)))])
+                count, last = 0, None
+                run(images[torch.from_numpy(part)])
+            if size >= len(images):
+                return
+            for number in set(moves) - set(grids):
+                read(number)
+            if len(grids) == before:
+                return
 
     def look(name: str) -> Any:
         def hook(module: nn.Module, inputs: object, output: object) -> object:
-            read: list[FeatureMap | None] = []
+            grids_in_it: list[FeatureMap | None] = []
 
             def put_back(tensor: torch.Tensor) -> torch.Tensor:
                 tensor, maps = settled(tensor)
-                read.append(maps)
+                grids_in_it.append(maps)
                 return tensor
 
             output = _with_tensors(output, put_back)
-            found[name] = read[0] if read else None
+            found[name] = grids_in_it[0] if grids_in_it else None
             return output
 
         return hook
 
-    images = torch.from_numpy(places.images(example.shape[1])).to(example)
     with torch.no_grad(), contextlib.ExitStack() as stack:
         for name, module in model.named_modules():
             if name:
                 stack.callback(module.register_forward_hook(look(name)).remove)
-        run(images)
+        _in_fitting_batches(look_at, len(images))
     return [
         call
         if _tokens_of(call) is None
@@ -119,6 +157,8 @@ def grids_reach(
         One, [1, channels, height, width].
     """
     numbers: dict[str, tuple[list[int], FeatureMap]] = {}
+    first = 0
+    reached: list[bool] = []
     for number, calls in enumerate(sets):
         for call in calls:
             assert call.feature_map is not None
@@ -134,7 +174,8 @@ def grids_reach(
                     return tensor
                 is_first = False
                 tokens = tensor.clone()
-                tokens[where, maps.prefix : maps.prefix + maps.height * maps.width] = torch.nan
+                here = [number - first for number in where if first <= number < first + len(tensor)]
+                tokens[here, maps.prefix : maps.prefix + maps.height * maps.width] = torch.nan
                 return tokens
 
             return _with_tensors(output, poisoned)
@@ -144,9 +185,17 @@ def grids_reach(
     with torch.no_grad(), contextlib.ExitStack() as stack:
         for name, (where, maps) in numbers.items():
             stack.callback(model.get_submodule(name).register_forward_hook(poison(where, maps)).remove)
-        # A model that squeezes its output would lose a batch of one.
-        logits = run(image.repeat(max(2, len(sets)), 1, 1, 1))
-    return logits.isnan().any(dim=1)[: len(sets)].tolist()
+
+        def look_at(size: int) -> None:
+            nonlocal first
+            reached.clear()
+            for first in range(0, len(sets), size):
+                # A model that squeezes its output would lose a batch of one.
+                count = max(2, min(size, len(sets) - first))
+                reached.extend(run(image.repeat(count, 1, 1, 1)).isnan().any(dim=1).tolist())
+
+        _in_fitting_batches(look_at, max(2, len(sets)))
+    return reached[: len(sets)]
 
 
 def without_numbers(tensor: torch.Tensor) -> torch.Tensor | tuple[torch.Size, torch.dtype, torch.device]:
@@ -205,6 +254,24 @@ def last_read(
 def _tokens_of(call: ModuleCall) -> FeatureMap | None:
     maps = call.feature_map
     return maps if maps is not None and maps.layout == "BNC" and call.reaches_logits else None
+
+
+def _in_fitting_batches(look_at: Callable[[int], None], size: int) -> None:
+    """Run a network on so many images at once, or on fewer, where it doesn't take them; but on two.
+
+    Raises
+    ------
+    SourceError
+        It fails on two, too.
+    """
+    while True:
+        try:
+            return look_at(size)
+        except Exception as error:  # whatever a network raises
+            if size <= 2:
+                reason = next(iter(str(error).splitlines()), "") or type(error).__name__
+                raise SourceError(f"the model fails on a batch of two pictures of noise: {reason}") from error
+            size = max(2, size // 2)
 
 
 def _with_tensors(output: Any, change: Callable[[torch.Tensor], torch.Tensor]) -> Any:
