@@ -110,10 +110,6 @@ def test_version_in_a_process() -> None:
         (["export", "a:b"], ["--output"]),
         (["export", "a:b", "-o", "x.onnx", "--size", "wide"], ["wide", "240x320"]),
         (["export", "a:b", "-o", "x.onnx", "--size", "0"], ["'0'"]),
-        (
-            ["export", "a:b", "-o", "x.onnx", "--size", "9", "--preprocessing", "f"],
-            ["--size", "--preprocessing"],
-        ),
         (["web", "m.onnx"], ["--output", "`onnxplain web --help`"]),
         (["inspect", "a.onnx", "b.onnx"], ["b.onnx", "`onnxplain inspect --help`"]),
     ],
