@@ -50,15 +50,15 @@ CASES = dict(
         case("resnet18", "layer4", "gap_linear"),
         case("resnet50", "layer4", "gap_linear"),
         case("vgg16", "features"),
-        case("densenet121", "features"),
+        case("densenet121", "features", size=128),
         case("mobilenet_v2", "features", "gap_linear"),
         case("mobilenet_v3_small", "features"),
         case("efficientnet_b0", "features", "gap_linear"),
         case("squeezenet1_1", "features"),
-        case("convnext_tiny", "features"),
+        case("convnext_tiny", "features", size=128),
         case("regnet_y_400mf", "trunk_output", "gap_linear"),
         case("shufflenet_v2_x1_0", "conv5", "gap_linear"),
-        case("inception_v3", "Mixed_7c", "gap_linear", size=299),
+        case("inception_v3", "Mixed_7c", "gap_linear", size=171),
     ]
 )
 
