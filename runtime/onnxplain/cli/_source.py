@@ -91,8 +91,6 @@ def load(
             f"--size says {size[0]}x{size[1]}, and {preprocessing_file} says {stated}.",
             click.get_current_context(),
         )
-    if preprocessing is not None and sides:
-        size = size or (preprocessing.height, preprocessing.width)
     origin = source.partition(":")[0]
     if Path(source).suffix == ".onnx":
         return _load_onnx(source, checkpoint, size, preprocessing)
@@ -113,8 +111,9 @@ def _load_onnx(
         )
     require("onnx")
     from onnxplain_export import OnnxModel
+    from onnxplain_export.evidence import stated_size
 
-    return OnnxSource(OnnxModel(source, size), preprocessing)
+    return OnnxSource(OnnxModel(source, size or stated_size(preprocessing)), preprocessing)
 
 
 def _stated_sides(preprocessing: Preprocessing | None) -> dict[str, int]:
